@@ -1,0 +1,2836 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# /// script
+# requires-python = ">=3.9"
+# dependencies = ["plumbum>=1.8", "PyYAML>=6"]
+# ///
+"""TazPod: one project directory, one disposable container, one sealed vault.
+
+The whole tool is this file.  It reads from top to bottom, and a section calls only upward:
+
+    0  constants          every path, name and number that others rely on
+    1  errors             what can go wrong, each with its exit status and a next step
+    2  output, questions  the only prints; talk goes to stderr, data to stdout
+    3  running programs   the only section that knows plumbum
+    4  config             the only reader of YAML and of the environment
+    5  container          docker's argv, and what the container is
+    6  vault              seal, unseal, the tmpfs, lock (in the container only)
+    8  session            what state things are in, what to do next, the shell
+    9  guard              ends the sessions whose host side died, and locks after the last
+    10 commands           one function a word
+    11 command line       the parser, and the only place where an error becomes a status
+
+It runs on two sides: on the host (container, shell) and, put into the container by the host,
+as the pod (vault).  A vault word typed on the host is forwarded to the pod.
+
+Exit status: 0 done; 1 failed; 2 wrong usage or config; 127 a program is missing;
+130 interrupted; `enter` gives the shell's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, NoReturn
+
+__version__ = "0.4.0"
+
+# ── 0. constants ──────────────────────────────────────────────────────────────────────────
+
+OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 127, 130
+
+ENVELOPE = ".tazpod"
+CONFIG_PATH = ".tazpod/config.yaml"
+DOCKERFILE_PATH = ".tazpod/Dockerfile.ai"
+SEALED_NAME = "vault.tar.aes"
+WORKSPACE = "/workspace"
+POD_TOOL = "/opt/tazpod"
+POD_LAUNCHER = "/usr/local/bin/tazpod"
+POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
+POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
+
+TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
+PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
+NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
+STATE_FILE = ".vault_state"  # what was sealed last, in RAM only
+RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
+
+SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
+GUARD_WORD = "__internal_sync_daemon"
+
+TIME_LIMIT = 600.0  # seconds a helper program may take before it counts as hung
+WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
+ATTEMPTS = 3
+SHORT_PASSPHRASE = 12
+
+GITIGNORE = """\
+# Only what describes the environment belongs in git: nothing secret, nothing of one machine.
+*
+!.gitignore
+!config.yaml
+!Dockerfile.ai
+"""
+
+CONFIG_TEMPLATE = """\
+# TazPod: the runtime contract of this project. Every key is optional.
+image: {image}
+container_name: {name}
+user: tazpod                            # the operator's account in the container
+
+build:
+  dockerfile: .tazpod/Dockerfile.ai     # how the image is built when it is not pulled
+  context: .
+
+features:
+  ghost_mode: true                      # secrets live in RAM; false: a plain container, no vault
+  debug: false                          # print every command that is run
+
+vault:
+  size: 64m                             # most that an open vault may hold
+  keep: 5                               # earlier sealed versions kept beside it
+"""
+
+DOCKERFILE = r"""# The image of TazPod's container, in three stages, each one on the one before:
+#   base  the shell, git, editors, search, and all that the vault needs
+#   aws   base and the AWS CLI, version 2: all of TazPod works from here on
+#   ai    aws and Node.js with the coding agents: what a plain build gives
+# A smaller image: docker build --target aws -f Dockerfile.ai .
+# Nothing is copied from the build context, and no BuildKit is needed.
+
+FROM debian:trixie-slim AS base
+
+# The vault needs python3, gpg, openssl, tar, sudo, mount; the rest is for people.
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      bash bash-completion ca-certificates curl fd-find fzf git gpg gpg-agent \
+      jq less mount nano openssh-client openssl pinentry-curses procps python3 \
+      ripgrep sudo tar tmux tree unzip util-linux vim-tiny \
+ && ln -s /usr/bin/fdfind /usr/local/bin/fd \
+ && ln -s /usr/bin/vim.tiny /usr/local/bin/vim \
+ && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log
+
+# uid 1000 is the first person's on most hosts, so /workspace stays theirs.
+# The folders are mounted over; Docker would make missing ones as root.
+RUN groupadd -g 1000 tazpod \
+ && useradd -m -u 1000 -g 1000 -s /bin/bash tazpod \
+ && echo 'tazpod ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/tazpod \
+ && chmod 0440 /etc/sudoers.d/tazpod \
+ && install -d -o tazpod -g tazpod -m 0755 /workspace \
+ && install -d -o tazpod -g tazpod -m 0700 \
+      /home/tazpod/.ssh /home/tazpod/.aws /home/tazpod/secrets \
+ && printf '%s\n' \
+      'case $- in *i*) ;; *) return ;; esac' \
+      'PS1="\[\e[1;36m\]tazpod\[\e[0m\]:\[\e[1;34m\]\w\[\e[0m\]\\$ "' \
+      'HISTCONTROL=ignoreboth HISTSIZE=10000 HISTFILESIZE=20000' \
+      'shopt -s checkwinsize histappend' \
+      'alias ls="ls --color=auto" ll="ls -alFh" grep="grep --color=auto"' \
+      '. /usr/share/bash-completion/bash_completion' \
+      'eval "$(fzf --bash)"' \
+      > /home/tazpod/.bashrc
+
+ENV LANG=C.UTF-8 EDITOR=vim
+USER tazpod
+WORKDIR /workspace
+CMD ["bash"]
+
+FROM base AS aws
+
+# Debian's awscli is version 2, with the conditional writes the storage needs.
+USER root
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      awscli \
+ && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log
+USER tazpod
+
+FROM aws AS ai
+
+# The agents cannot write to /usr/local, so they must not try to update
+# themselves. npm also fetches native programs for other kinds of machine, half
+# a gigabyte of them: out. Then each agent is run, so that one without its
+# native part fails the build, here.
+ENV DISABLE_AUTOUPDATER=1
+USER root
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      nodejs npm \
+ && npm install -g --no-audit --no-fund \
+      @anthropic-ai/claude-code @google/gemini-cli @openai/codex opencode-ai \
+ && cd /usr/local/lib/node_modules \
+ && rm -rf @anthropic-ai/claude-code/node_modules/@anthropic-ai/*-musl \
+      opencode-ai/node_modules/opencode-linux-*-* \
+ && mkdir /root/try && export HOME=/root/try \
+ && claude --version && gemini --version && codex --version && opencode --version \
+ && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+      /root/try /root/.npm /root/.cache /tmp/*
+USER tazpod
+"""
+
+# The shell that `enter` opens ties itself to the host side that opened it: see section 9.
+BASH_HOOK = r"""# TazPod: claim the session of the host side that opened this shell.
+case $- in *i*)
+  if [ "$PPID" = 0 ]; then
+    for lease in /workspace/.tazpod/run/*.session; do
+      [ -e "$lease" ] || continue
+      read -r self < "/proc/$$/stat"
+      ( umask 077; set -o noclobber; echo "$self" > "${lease%.session}.shell" ) 2>/dev/null && break
+    done
+    unset lease self
+  fi ;;
+esac
+"""
+
+# ── 1. errors ─────────────────────────────────────────────────────────────────────────────
+
+
+class TazpodError(Exception):
+    """A failure in one line: what, about which file; `hint` says what to do next."""
+
+    exit_code = FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(TazpodError):
+    """The command line or the config is wrong."""
+
+    exit_code = USAGE
+
+
+class MissingProgram(TazpodError):
+    """A program or library that this needs is not installed."""
+
+    exit_code = MISSING
+
+
+class VaultError(TazpodError):
+    """The vault could not be read, written, mounted or unmounted."""
+
+
+class WrongPassphrase(VaultError):
+    """The integrity check failed: the passphrase is wrong or the file is damaged."""
+
+
+# ── 2. output and questions ───────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Options:
+    """What the command line says about talking; set once by `main`."""
+
+    debug: bool = False
+    yes: bool = False
+
+
+OPTIONS = Options()
+
+
+def _paint(text: str, code: str) -> str:
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        return f"\033[{code}m{text}\033[0m"
+    return text
+
+
+def _talk(line: str) -> None:
+    # A terminal that was closed must not stop the saving and locking that follows.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """One line of progress for the person, on stderr."""
+    _talk(f"{_paint('tazpod:', '1;36')} {text}")
+
+
+def warn(text: str) -> None:
+    """One line about something that is not as it should be."""
+    _talk(f"{_paint('tazpod: warning:', '1;33')} {text}")
+
+
+def complain(error: TazpodError) -> None:
+    """An error and, on its own line, the next step."""
+    _talk(f"{_paint('tazpod: error:', '1;31')} {error}")
+    if error.hint:
+        _talk(f"{_paint('hint:', '1')} {error.hint}")
+
+
+def debug(text: str) -> None:
+    """A line shown only with --debug or features.debug."""
+    if OPTIONS.debug:
+        _talk(_paint(f"+ {text}", "2"))
+
+
+def emit(text: str) -> None:
+    """Data, on stdout."""
+    print(text, flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether there is a person to ask: both ends of the talk are a terminal."""
+    return all(os.isatty(fd) for fd in (0, 2))
+
+
+def confirm(question: str) -> bool:
+    """Ask `[y/N]` on a terminal; elsewhere the answer is no, and --yes says yes."""
+    if OPTIONS.yes:
+        return True
+    if not on_terminal():
+        return False
+    print(f"{_paint('tazpod:', '1;36')} {question} [y/N] ", end="", file=sys.stderr, flush=True)
+    # Not sys.stdin, whose buffer would swallow what is typed ahead for the shell.
+    return os.read(0, 1024).strip().lower() in (b"y", b"yes")
+
+
+def check_passphrase(passphrase: bytes) -> bytes:
+    """The passphrase itself if it can be used; gpg would cut it silently at a newline or NUL."""
+    if not passphrase:
+        raise UsageError("the passphrase is empty")
+    if b"\n" in passphrase or b"\0" in passphrase:
+        raise UsageError("the passphrase has a newline or NUL in it", "use one line of text")
+    if len(passphrase) > 4096:
+        raise UsageError("the passphrase is longer than 4096 bytes")
+    return passphrase
+
+
+def read_passphrase(fd: int) -> bytes:
+    """A passphrase from a descriptor: all that it holds, less one newline at the end."""
+    data = b""
+    try:
+        while len(data) <= 4098:
+            piece = os.read(fd, 4099 - len(data))
+            if not piece:
+                break
+            data += piece
+    except OSError as error:
+        raise UsageError(f"--passphrase-fd {fd}: {error.strerror}") from None
+    return check_passphrase(data[:-1] if data.endswith(b"\n") else data)
+
+
+def ask_passphrase(prompt: str = "Passphrase") -> bytes:
+    """Ask on the terminal without echo; what was typed before the question is dropped."""
+    import getpass
+
+    if not on_terminal():
+        raise UsageError(
+            "there is no terminal to ask for the passphrase on", "give it by a descriptor: --passphrase-fd N"
+        )
+    try:
+        return check_passphrase(os.fsencode(getpass.getpass(f"{prompt}: ")))
+    except EOFError:
+        raise UsageError("no passphrase was given") from None
+    except UnicodeError:
+        raise UsageError("the passphrase is not valid text in this terminal") from None
+
+
+def ask_new_passphrase() -> bytes:
+    """Ask for a new passphrase twice; empty is refused, short is warned about."""
+    passphrase = ask_passphrase("New passphrase")
+    if len(passphrase) < SHORT_PASSPHRASE:
+        warn(f"that passphrase is short; {SHORT_PASSPHRASE} characters or more resist guessing")
+    if ask_passphrase("The same again") != passphrase:
+        raise UsageError("the two passphrases differ")
+    return passphrase
+
+
+# ── 3. running programs ───────────────────────────────────────────────────────────────────
+
+INSTALL_HINTS = {
+    "docker": "install Docker: https://docs.docker.com/engine/install/",
+    "aws": "the image needs the AWS CLI version 2",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended: its status, its standard output, its standard error as text."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def reason(self) -> str:
+        """The first line of standard error that says something."""
+        lines = [line.strip() for line in self.err.splitlines() if line.strip()]
+        return lines[0] if lines else f"status {self.code}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One program of a pipeline, and the descriptors that it inherits."""
+
+    argv: Sequence[str]
+    pass_fds: tuple[int, ...] = ()
+
+
+def need(module: str) -> Any:
+    """Import one of the two libraries, or say which command installs them."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingProgram(
+            "the Python libraries plumbum and PyYAML are not installed",
+            f"{sys.executable} -m pip install plumbum PyYAML  (or: pipx run tazpod.py)",
+        ) from None
+
+
+def tool(name: str) -> Any:
+    """The plumbum command object for a program on PATH."""
+    plumbum = need("plumbum")  # here and not at the top: it costs more than all the rest of --help
+    try:
+        return plumbum.local[name]
+    except plumbum.CommandNotFound:
+        hint = INSTALL_HINTS.get(name, f"install {name}")
+        raise MissingProgram(f"{name} is not installed, or not on PATH", hint) from None
+
+
+def spawn(argv: Sequence[str], **options: Any) -> Any:
+    """Start a program through plumbum; a Popen."""
+    debug(shlex.join(argv))
+    try:
+        return tool(argv[0]).popen(list(argv[1:]), **options)
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        raise TazpodError(f"{argv[0]} could not be started: {text}") from None
+
+
+def _reap(processes: Iterable[Any]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def capture(
+    argv: Sequence[str], data: bytes = b"", *, pass_fds: tuple[int, ...] = (), limit: float = TIME_LIMIT
+) -> Result:
+    """Run a program with `data` as its standard input and wait for it, at most `limit` seconds.
+
+    Never raises for its status.  Raises MissingProgram, or TazpodError when it hangs.
+    """
+    import subprocess
+
+    process = spawn(argv, pass_fds=pass_fds)
+    try:
+        out, err = process.communicate(data, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise TazpodError(f"{argv[0]} did not end within {limit:g} seconds") from None
+    finally:
+        _reap([process])
+    return Result(process.returncode, out, err.decode(errors="replace"))
+
+
+def succeed(argv: Sequence[str], what: str, hint: str = "", data: bytes = b"") -> Result:
+    """Run a program that must succeed; `what` names the failure in the error."""
+    result = capture(argv, data)
+    if result.code != 0:
+        raise TazpodError(f"{what}: {result.reason}", hint)
+    return result
+
+
+def as_root(argv: Sequence[str]) -> list[str]:
+    """The argv that runs a program as root in the pod."""
+    return list(argv) if os.geteuid() == 0 else ["sudo", "-n", *argv]
+
+
+def memory_file(data: bytes = b"") -> int:
+    """A descriptor of an anonymous file in RAM that holds `data` (memfd_create(2), Linux)."""
+    fd = os.memfd_create("tazpod")
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def read_back(fd: int) -> bytes:
+    """All that a memory file holds."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(fd), "rb") as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def secret_fd(secret: bytes) -> Iterator[int]:
+    """The read end of a pipe that holds the secret: the only way a secret leaves this process."""
+    read_end, write_end = os.pipe()
+    try:
+        try:
+            os.write(write_end, secret)  # at most 4 KiB: a pipe takes it without a reader
+        finally:
+            os.close(write_end)
+        yield read_end
+    finally:
+        os.close(read_end)
+
+
+def stream(stages: Sequence[Stage], source: int, sink: int, *, limit: float = TIME_LIMIT) -> list[Result]:
+    """Run a pipeline from the descriptor `source` to the descriptor `sink`.
+
+    Gives one result a stage, every status read, none judged.  A stage that a later stage's end
+    killed by SIGPIPE is a victim: see `first_failure`.
+    """
+    import subprocess
+
+    processes: list[Any] = []
+    errors = [memory_file() for _ in stages]
+    deadline = time.monotonic() + limit
+    upstream = source
+    try:
+        for number, stage in enumerate(stages):
+            last = number == len(stages) - 1
+            process = spawn(
+                stage.argv,
+                stdin=upstream,
+                stdout=sink if last else subprocess.PIPE,
+                stderr=errors[number],
+                pass_fds=stage.pass_fds,
+            )
+            if processes:
+                processes[-1].stdout.close()  # else the stage before never sees SIGPIPE
+            processes.append(process)
+            upstream = process.stdout
+        for process in processes:
+            try:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                name = stages[processes.index(process)].argv[0]
+                raise TazpodError(f"{name} did not end within {limit:g} seconds") from None
+        return [
+            Result(process.returncode, b"", read_back(fd).decode(errors="replace"))
+            for process, fd in zip(processes, errors)
+        ]
+    finally:
+        _reap(processes)
+        for fd in errors:
+            os.close(fd)
+
+
+def first_failure(stages: Sequence[Stage], results: Sequence[Result]) -> str:
+    """What went wrong in a pipeline, or '' when every stage succeeded.
+
+    The victims of SIGPIPE are named only when nothing else failed.
+    """
+    failed = [(s.argv[0], r) for s, r in zip(stages, results) if r.code != 0]
+    real = [pair for pair in failed if pair[1].code not in (-signal.SIGPIPE, 141)] or failed
+    return f"{real[0][0]}: {real[0][1].reason}" if real else ""
+
+
+def run_foreground(
+    argv: Sequence[str],
+    *,
+    stdin: int | None = None,
+    cwd: Path | None = None,
+    own_session: bool = False,
+    after_start: Callable[[Any], None] | None = None,
+) -> int:
+    """Run a program on this terminal and give its status as a shell would.
+
+    Ctrl-C belongs to the program while it runs; the terminal's settings are put back after it.
+    """
+    import termios
+
+    settings = None
+    with contextlib.suppress(termios.error, OSError, ValueError):
+        settings = termios.tcgetattr(0)
+    # Not SIG_IGN: exec would hand that down, and nothing in the shell could be interrupted.
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    process = spawn(argv, stdin=stdin, stdout=None, stderr=None, cwd=cwd, start_new_session=own_session)
+    try:
+        if after_start:
+            after_start(process)
+        code: int = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(Exception):
+                process.wait(timeout=2)
+        _reap([process])
+        signal.signal(signal.SIGINT, previous)
+        if settings is not None:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSADRAIN, settings)
+    return code if code >= 0 else 128 - code
+
+
+# ── 4. config ─────────────────────────────────────────────────────────────────────────────
+
+CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+IMAGE_NAME = re.compile(
+    r"(?:[a-zA-Z0-9][a-zA-Z0-9.-]*(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
+    r"(?::[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+SIZE = re.compile(r"[1-9][0-9]{0,8}[kmgKMG]")
+RELATIVE_PATH = re.compile(r"[^-\0\n][^\0\n]*")
+ANY_TEXT = re.compile(r"[^-\0\n][^\0\n]*|")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The effective configuration of one project."""
+
+    project: Path
+    container_name: str
+    image: str = "tazzo/tazpod-ai:latest"
+    user: str = "tazpod"
+    dockerfile: str = DOCKERFILE_PATH
+    context: str = "."
+    ghost_mode: bool = True
+    debug: bool = False
+    aws_profile: str = "tazlab-bootstrap"
+    aws_bucket: str = "tazlab-storage"
+    aws_region: str = "eu-central-1"
+    aws_start_url: str = ""
+    aws_account_id: str = ""
+    aws_role_name: str = ""
+    vault_size: str = "64m"
+    vault_keep: int = 5
+    vault_retention: int = 50
+    vault_autolock: int = 0
+
+    @property
+    def home(self) -> str:
+        """The operator's home in the container."""
+        return f"/home/{self.user}"
+
+    @property
+    def secrets(self) -> str:
+        """Where the open vault is mounted in the container."""
+        return f"{self.home}/secrets"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where host and pod see each other's sessions."""
+        return self.project / ENVELOPE / "run"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of config.yaml: the field it sets, its type, what it may look like."""
+
+    field: str
+    kind: type
+    pattern: re.Pattern[str] | None = None
+    most: int = 0
+
+
+KEYS: dict[str, Key] = {
+    "image": Key("image", str, IMAGE_NAME),
+    "container_name": Key("container_name", str, CONTAINER_NAME),
+    "user": Key("user", str, USER_NAME),
+    "build.dockerfile": Key("dockerfile", str, RELATIVE_PATH),
+    "build.context": Key("context", str, RELATIVE_PATH),
+    "features.ghost_mode": Key("ghost_mode", bool),
+    "features.debug": Key("debug", bool),
+    "aws_sso.profile": Key("aws_profile", str, ANY_TEXT),
+    "aws_sso.bucket": Key("aws_bucket", str, ANY_TEXT),
+    "aws_sso.region": Key("aws_region", str, ANY_TEXT),
+    "aws_sso.start_url": Key("aws_start_url", str, ANY_TEXT),
+    "aws_sso.account_id": Key("aws_account_id", str, ANY_TEXT),
+    "aws_sso.role_name": Key("aws_role_name", str, ANY_TEXT),
+    "vault.size": Key("vault_size", str, SIZE),
+    "vault.keep": Key("vault_keep", int, most=1000),
+    "vault.retention": Key("vault_retention", int, most=100000),
+    "vault.autolock": Key("vault_autolock", int, most=10080),
+}
+# Seen in files that Go TazPod wrote: accepted, whatever they hold.
+LEGACY_KEYS = ("mode", "ghost_mode", "providers", "active_provider", "version")
+
+
+def legal_name(folder: str) -> str:
+    """A container name that Docker accepts, made from any folder name."""
+    stem = re.sub(r"[^a-zA-Z0-9_.-]+", "-", folder).strip("-_.")[:59].rstrip("-_.")
+    return f"{stem or 'project'}-lab"
+
+
+def find_project(start: Path) -> Path | None:
+    """The folder at or above `start` that has a `.tazpod/`, as git finds its own."""
+    for folder in (start, *start.parents):
+        if (folder / ENVELOPE).is_dir():
+            return folder
+    return None
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a YAML mapping as dotted keys, with their nodes."""
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if value.id == "mapping" and name not in LEGACY_KEYS:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _read_value(name: str, key: Key, node: Any) -> Any:
+    """The value of a scalar node, or ValueError with what was wanted instead."""
+    tag = str(node.tag).rsplit(":", 1)[-1]
+    words = {str: "text", bool: "true or false", int: "a whole number"}[key.kind]
+    # An account number is written without quotes as often as with them.
+    as_text = key.kind is str and (tag == "str" or (tag == "int" and name.endswith("_id")))
+    if node.id != "scalar" or not (as_text or tag == key.kind.__name__):
+        raise ValueError(f"must be {words}")
+    if key.kind is bool:
+        return node.value.lower() in ("true", "yes", "on")
+    if key.kind is int:
+        if not node.value.isdigit() or int(node.value) > key.most:
+            raise ValueError(f"must be a whole number from 0 to {key.most}")
+        return int(node.value)
+    if key.pattern and not key.pattern.fullmatch(node.value):
+        raise ValueError(f"{node.value!r} is not a legal value")
+    return node.value
+
+
+def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
+    """The configuration that a config.yaml says, and warnings.  UsageError names file, line, key."""
+    yaml = need("yaml")
+    where = project / CONFIG_PATH
+    try:
+        root = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
+    config = Config(project=project, container_name=legal_name(project.name))
+    if root is None:
+        return config, []
+    if root.id != "mapping":
+        raise UsageError(f"{where}:{root.start_mark.line + 1}: must be a mapping of keys")
+    values: dict[str, Any] = {}
+    warnings: list[str] = []
+    for name, node in _flatten(root):
+        line = node.start_mark.line + 1
+        if name == "ghost_mode" and node.value == "false":
+            values.setdefault("ghost_mode", False)  # where older files kept it
+        if name.split(".")[0] in LEGACY_KEYS or str(node.tag).endswith(":null"):
+            continue
+        key = KEYS.get(name)
+        if key is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, KEYS, n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            warnings.append(f"{where}:{line}: unknown key {name}{advice}")
+            continue
+        try:
+            values[key.field] = _read_value(name, key, node)
+        except ValueError as error:
+            raise UsageError(f"{where}:{line}: {name}: {error}") from None
+    return replace(config, **values), warnings
+
+
+def load_config(project: Path) -> Config:
+    """Read the project's config.yaml; without one, the defaults."""
+    path = project / CONFIG_PATH
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text") from None
+    config, warnings = parse_config(text, project)
+    for line in warnings:
+        warn(line)
+    OPTIONS.debug = OPTIONS.debug or config.debug
+    return config
+
+
+def in_pod() -> bool:
+    """Whether this runs inside the container: HOST_CWD is set and /workspace is a mount."""
+    return bool(os.environ.get("HOST_CWD")) and os.path.ismount(WORKSPACE)
+
+
+def home_folder() -> Path:
+    """The home of the person on the host."""
+    return Path(os.path.expanduser("~"))
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder, 0700, that belongs to the project's owner also when root makes it."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        give_to_owner(path)
+    return path
+
+
+def give_to_owner(path: Path) -> None:
+    """Hand what root made inside an envelope to the owner of the folder around it."""
+    if os.geteuid() == 0:
+        around = os.stat(path.parent)
+        os.chown(path, around.st_uid, around.st_gid, follow_symlinks=False)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name for what will replace `path`: hidden, and known as stale by its ending."""
+    return path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.tmp")
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file atomically: a reader sees the old content or the new, never half."""
+    temporary = temporary_beside(path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        give_to_owner(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int]:
+    """Hold an exclusive flock(2) on a file; host and pod see the same one."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        if os.geteuid() == 0 and os.fstat(fd).st_uid == 0:
+            give_to_owner(path)
+        start = time.monotonic()
+        told = False
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                passed = time.monotonic() - start
+                if passed >= wait:
+                    raise TazpodError(
+                        f"another tazpod has been {what} for over {wait:g} seconds ({path})",
+                        "wait for it, or end it, and try again",
+                    ) from None
+                if passed > 1 and not told:
+                    say(f"waiting for another tazpod that is {what}")
+                    told = True
+                time.sleep(0.05)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# ── 5. container ──────────────────────────────────────────────────────────────────────────
+
+
+def inspect_argv(config: Config) -> list[str]:
+    """docker-container-inspect(1): the one call that tells all there is to know."""
+    return ["docker", "container", "inspect", config.container_name]
+
+
+def run_argv(config: Config, home: Path) -> list[str]:
+    """docker-run(1) of a new container (CONTRACT.md section 5, in this order)."""
+    project = str(config.project)
+    return [
+        *("docker", "run", "-d", "--name", config.container_name),
+        # For the tmpfs and the bind mounts inside, and nothing else.
+        *("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"),
+        *("--dns", "1.1.1.1", "--dns", "1.0.0.1"),
+        *("-v", f"{project}:{WORKSPACE}", "-v", f"{home}/.ssh:{config.home}/.ssh:ro"),
+        *("-e", f"HOST_CWD={project}", config.image, "sleep", "infinity"),
+    ]
+
+
+def _exec_options(config: Config, terminal: bool) -> list[str]:
+    user = [] if config.user == Config.user else ["-u", config.user]
+    return ["docker", "exec", "-it" if terminal else "-i", *user]
+
+
+def shell_argv(config: Config, terminal: bool = True) -> list[str]:
+    """docker-exec(1) of the shell; without a terminal it reads its standard input."""
+    return [*_exec_options(config, terminal), *("-w", WORKSPACE, config.container_name, "/bin/bash")]
+
+
+def exec_argv(config: Config, words: Sequence[str], terminal: bool = True) -> list[str]:
+    """docker-exec(1) of a command for the operator inside."""
+    return [
+        *_exec_options(config, terminal),
+        *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}", "-w", WORKSPACE),
+        *(config.container_name, "bash", "-lc", shlex.join(words)),
+    ]
+
+
+def is_open_argv(config: Config) -> list[str]:
+    """docker-exec(1) that tells by its status whether the vault is open."""
+    return ["docker", "exec", config.container_name, "mountpoint", "-q", config.secrets]
+
+
+def guard_argv(config: Config) -> list[str]:
+    """docker-exec(1) of the background guard, detached."""
+    user = [] if config.user == Config.user else ["-u", config.user]
+    return ["docker", "exec", "-d", *user, config.container_name, POD_LAUNCHER, GUARD_WORD]
+
+
+def build_argv(config: Config) -> list[str]:
+    """docker-build(1), to be run in the project folder."""
+    return ["docker", "build", "-t", config.image, "-f", config.dockerfile, config.context]
+
+
+@dataclass(frozen=True)
+class Container:
+    """What docker says of the container: its id, state, image, and the folder it belongs to."""
+
+    id: str
+    status: str
+    image: str
+    project: str | None
+
+    @property
+    def running(self) -> bool:
+        """Whether a command can be run in it."""
+        return self.status == "running"
+
+
+def parse_inspect(text: bytes) -> Container:
+    """The answer of `docker container inspect` for one container."""
+    try:
+        data = json.loads(text)[0]
+        env = data["Config"].get("Env") or []
+        cwd = [item[len("HOST_CWD=") :] for item in env if item.startswith("HOST_CWD=")]
+        mounts = {m["Destination"]: m.get("Source", "") for m in data.get("Mounts") or []}
+        return Container(
+            id=data["Id"],
+            status=data["State"]["Status"],
+            image=data["Config"].get("Image", ""),
+            project=cwd[-1] if cwd else mounts.get(WORKSPACE),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise TazpodError("docker gave an answer that makes no sense to container inspect") from None
+
+
+def engine_error(result: Result) -> TazpodError:
+    """The error for a docker call that failed: an engine out of reach is told apart."""
+    lowered = result.err.lower()
+    if "permission denied" in lowered and "connect" in lowered:
+        hint = "may you use Docker? add yourself to the docker group, or use a rootless engine"
+        return TazpodError("the Docker engine refuses this user", hint)
+    for sign in ("cannot connect", "error during connect", "is the docker daemon running"):
+        if sign in lowered:
+            return TazpodError(
+                "the Docker engine cannot be reached",
+                "start it, or check DOCKER_HOST; `docker info` shows more",
+            )
+    return TazpodError(f"docker: {result.reason}")
+
+
+def docker(argv: Sequence[str]) -> Result:
+    """A docker call that must succeed."""
+    result = capture(argv)
+    if result.code != 0:
+        raise engine_error(result)
+    return result
+
+
+def find_container(config: Config) -> Container | None:
+    """The container of our name, None when there is none.
+
+    One that belongs to another folder is an error: never entered, never removed.
+    """
+    result = capture(inspect_argv(config))
+    if result.code != 0:
+        if "no such container" in result.err.lower():
+            return None
+        raise engine_error(result)
+    container = parse_inspect(result.out)
+    ours = str(config.project)
+    if container.project != ours:
+        other = container.project or "no TazPod project"
+        raise TazpodError(
+            f"the container {config.container_name} belongs to {other}, not to {ours}",
+            f"give this project another container_name in {CONFIG_PATH}",
+        )
+    return container
+
+
+def pull_image(config: Config) -> None:
+    """`docker pull`, with Docker's own progress."""
+    if run_foreground(["docker", "pull", config.image]) != 0:
+        raise TazpodError(
+            f"the image {config.image} could not be pulled", "build it here from its Dockerfile: tazpod build"
+        )
+
+
+def build_image(config: Config) -> None:
+    """`docker build` of the project's Dockerfile, with Docker's own progress."""
+    path = config.project / config.dockerfile
+    if not path.is_file():
+        raise TazpodError(f"{path}: there is no such Dockerfile", "tazpod init writes one")
+    if run_foreground(build_argv(config), cwd=config.project) != 0:
+        raise TazpodError(f"the image {config.image} could not be built from {path}")
+
+
+def ensure_image(config: Config) -> None:
+    """Pull the image when it is not here; when that fails, offer to build it."""
+    result = capture(["docker", "image", "inspect", config.image])
+    if result.code == 0:
+        return
+    if "no such image" not in result.err.lower():
+        raise engine_error(result)
+    say(f"the image {config.image} is not here yet; pulling it")
+    try:
+        pull_image(config)
+    except TazpodError as error:
+        if not confirm(f"{error}. Build it from {config.dockerfile}?"):
+            raise
+        build_image(config)
+
+
+def ensure_up(config: Config) -> Container:
+    """Whatever state the container is in, make it run and hold this very tool."""
+    if ":" in str(config.project):
+        raise UsageError(
+            f"{config.project}: Docker cannot mount a folder with a colon in its name", "rename the folder"
+        )
+    name = config.container_name
+    private_folder(config.run_folder)
+    with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
+        container = find_container(config)
+        if container is None:
+            ensure_image(config)
+            # Docker would make a missing ~/.ssh as root.
+            (home_folder() / ".ssh").mkdir(mode=0o700, exist_ok=True)
+            say(f"starting the container {name}")
+            docker(run_argv(config, home_folder()))
+        elif container.status in ("created", "exited"):
+            say(f"starting the container {name} again")
+            docker(["docker", "start", name])
+        elif container.status == "paused":
+            docker(["docker", "unpause", name])
+        elif not container.running:
+            raise TazpodError(
+                f"the container {name} is {container.status}", f"docker rm -f {name}, then again"
+            )
+        if container is None or not container.running:
+            container = find_container(config)
+        if container is None or not container.running:
+            raise TazpodError(
+                f"the container {name} stopped as soon as it was started", f"docker logs {name} shows why"
+            )
+        install_tool(config, container)
+    return container
+
+
+def pod_archive() -> bytes:
+    """A tar of this file, its launcher and its libraries, as they lie in the container."""
+    import tarfile
+
+    def clean(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        keep = info.isdir() or info.name.endswith(".py")
+        if not keep or "__pycache__" in info.name:
+            return None
+        info.uid = info.gid = 0
+        info.uname = info.gname = "root"
+        info.mode = 0o755 if info.isdir() else 0o644
+        return info
+
+    launcher = (
+        "#!/bin/sh\n"
+        "cd /  # else a lock typed inside the vault would be what keeps it busy\n"
+        f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
+        'import tazpod; sys.exit(tazpod.main())\' "$@"\n'
+    ).encode()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(Path(__file__).resolve(), f"{POD_TOOL[1:]}/tazpod.py", filter=clean)
+        for module in ("plumbum", "yaml"):
+            folder = Path(need(module).__file__).parent
+            archive.add(folder, f"{POD_TOOL[1:]}/{module}", filter=clean)
+        with contextlib.suppress(MissingProgram):  # plumbum wants it on older Pythons
+            path = need("typing_extensions").__file__
+            archive.add(path, f"{POD_TOOL[1:]}/typing_extensions.py", filter=clean)
+        for name, data, mode in (
+            (POD_LAUNCHER, launcher, 0o755),
+            (f"{POD_TOOL}/bashrc", BASH_HOOK.encode(), 0o644),
+        ):
+            info = tarfile.TarInfo(name[1:])
+            info.size, info.mode = len(data), mode
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def install_tool(config: Config, container: Container) -> None:
+    """Put this tool into the container, once for each container and each version of the tool."""
+    tool_digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    record = config.run_folder / "pod.json"
+    wanted = json.dumps({"container": container.id, "tool": tool_digest}).encode()
+    with contextlib.suppress(OSError):
+        if record.read_bytes() == wanted:
+            return
+    name = config.container_name
+    succeed(
+        ["docker", "cp", "-", f"{name}:/"],
+        f"the tool could not be put into the container {name}",
+        data=pod_archive(),
+    )
+    setup = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user]
+    result = capture(["docker", "exec", "-u", "0", name, *setup])
+    if result.code == 127 or "executable file not found" in result.err:
+        raise MissingProgram(
+            f"the image {config.image} has no python3, so it cannot hold the vault",
+            "use an image built from Dockerfile.ai, or add python3 to yours",
+        )
+    for line in result.err.splitlines():
+        _talk(line)
+    if result.code != 0:
+        raise TazpodError(f"the container {name} could not be set up", "see the line above")
+    write_whole(record, wanted)
+
+
+def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tuple[str, str]:
+    """/etc/passwd and /etc/group in which `user` has the ids of the project's owner.
+
+    The user's line goes first, so that looking the id up finds this name and home even where
+    the image has given the id to somebody else (passwd(5), getpwuid(3)).
+    """
+    lines = passwd.splitlines()
+    mine = [line.split(":") for line in lines if line.split(":")[0] == user]
+    if not mine or len(mine[0]) != 7:
+        raise TazpodError(f"the image has no account named {user}", f"set user in {CONFIG_PATH}")
+    old_gid = mine[0][3]
+    mine[0][2:4] = [str(uid), str(gid)]
+    others = [line for line in lines if line.split(":")[0] != user]
+    groups = []
+    for line in group.splitlines():
+        parts = line.split(":")
+        if len(parts) == 4 and parts[2] == old_gid and parts[0] == user:
+            parts[2] = str(gid)
+        groups.append(":".join(parts))
+    return "\n".join([":".join(mine[0]), *others, ""]), "\n".join([*groups, ""])
+
+
+def set_up_pod(user: str) -> None:
+    """As root in a new container: check its programs, fit the operator's ids, hook the shell."""
+    import pwd
+
+    os.umask(0o022)  # what is installed here is for everybody in the container to read
+    missing = [name for name in POD_PROGRAMS if not shutil.which(name)]
+    if missing:
+        raise MissingProgram(
+            f"the image lacks what the vault needs: {', '.join(missing)}",
+            "use an image built from Dockerfile.ai, or add them to yours",
+        )
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise TazpodError(f"the image has no account named {user}", f"set user in {CONFIG_PATH}") from None
+    home = Path(account.pw_dir)
+    # Seen as the operator, since some engines show every file as owned by whoever looks.
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
+    try:
+        owner = os.stat(WORKSPACE)
+        uid, gid = owner.st_uid, owner.st_gid
+    except OSError:
+        uid, gid = account.pw_uid, account.pw_gid
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+    if uid != account.pw_uid:
+        passwd, group = Path("/etc/passwd"), Path("/etc/group")
+        texts = remap_accounts(passwd.read_text(), group.read_text(), user, uid, gid)
+        for path, text in zip((passwd, group), texts):
+            write_whole(path, text.encode(), 0o644)
+        # Only files of the image: -xdev and the prune keep out of the host's ~/.ssh.
+        own = ["-uid", str(account.pw_uid), "-exec", "chown", "-h", f"{uid}:{gid}", "{}", "+"]
+        prune = ["-path", f"{home}/.ssh", "-prune", "-o"]
+        succeed(["find", str(home), "-xdev", *prune, *own], "the home could not be handed over")
+    for folder in (home / "secrets", home / ".aws", home / TRANSIT):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not os.path.ismount(folder):
+            os.chown(folder, uid, gid)
+            folder.chmod(0o700)
+    hook = f". {POD_TOOL}/bashrc\n"
+    bashrc = Path("/etc/bash.bashrc")
+    text = bashrc.read_text() if bashrc.exists() else ""
+    if hook not in text:
+        write_whole(bashrc, (text + hook).encode(), 0o644)
+    # The published image brings a tazpod of its own; ours must be the first that is found.
+    who = ["sudo", "-n", "-u", user, "-H", "bash", "-lc", "command -v tazpod"]
+    found = capture(who).out.decode(errors="replace").strip()
+    if os.path.isabs(found) and found != POD_LAUNCHER:
+        write_whole(Path(found), Path(POD_LAUNCHER).read_bytes(), 0o755)
+    capture(["python3", "-m", "compileall", "-q", POD_TOOL])
+
+
+def stop_container(config: Config) -> None:
+    """Stop and remove the container.
+
+    `sleep` as process 1 ignores the signal that `docker stop` sends, which then waits ten
+    seconds to do what `docker kill` does at once.
+    """
+    for argv in (
+        ["docker", "kill", config.container_name],
+        ["docker", "stop", config.container_name],
+        ["docker", "rm", config.container_name],
+    ):
+        result = capture(argv)
+        idle = argv[1] == "kill" and "is not running" in result.err
+        if result.code != 0 and not idle:
+            raise engine_error(result)
+
+
+# ── 6. vault ──────────────────────────────────────────────────────────────────────────────
+#
+# The sealed vault is an OpenPGP message made by `gpg --symmetric` over a tar archive.  The open
+# one is a tmpfs.  The tmpfs is mounted on TRANSIT, filled there, and moved to its place only
+# when it is complete; a lock moves it back there before it is emptied.  So a mount at the place
+# of the secrets is always a finished unlock, and one at TRANSIT may always be thrown away.
+
+
+class Vault:
+    """Where a vault lives: its folder on disk, and in the operator's home its mount in RAM."""
+
+    def __init__(self, folder: Path, home: Path, size: str = "64m", keep: int = 5) -> None:
+        self.folder, self.home, self.size, self.keep = folder, home, size, keep
+        self.sealed, self.history = folder / SEALED_NAME, folder / "history"
+        self.mount, self.transit = home / "secrets", home / TRANSIT
+
+
+# -- mounts: proc_pid_mountinfo(5)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of a mount table."""
+
+    device: str
+    point: str
+    kind: str
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts of /proc/<pid>/mountinfo, in order; later ones cover earlier ones."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kinds = left.split(" "), right.split(" ")
+        if len(fields) >= 5:
+            point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
+            mounts.append(Mount(fields[2], point, kinds[0]))
+    return mounts
+
+
+def mounted_at(path: Path) -> Mount | None:
+    """What is mounted exactly at `path`, the topmost if there are several."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        found = [m for m in parse_mountinfo(file.read()) if m.point == str(path)]
+    return found[-1] if found else None
+
+
+def mounts_of(device: str) -> list[str]:
+    """Every place where a device is mounted, the latest first."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [m.point for m in reversed(parse_mountinfo(file.read())) if m.device == device]
+
+
+def is_open(vault: Vault) -> bool:
+    """Whether the vault is open; anything but a tmpfs in its place is an error."""
+    mount = mounted_at(vault.mount)
+    if mount is None:
+        return False
+    if mount.kind != "tmpfs":
+        raise VaultError(f"{vault.mount}: a {mount.kind} is mounted where the secrets belong")
+    return True
+
+
+def mount_tmpfs(vault: Vault) -> None:
+    """Mount a fresh tmpfs on TRANSIT and prove that it is there (tmpfs(5), mount(8))."""
+    for folder in (vault.transit, vault.mount):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise VaultError(f"{folder}: is not a folder")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if any(folder.iterdir()):
+            raise VaultError(
+                f"{folder}: there are files on the container's disk where only RAM may be",
+                "look at them, move what you need, delete the rest",
+            )
+    options = f"size={vault.size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec"
+    # Kernels before 6.4 do not know noswap.
+    for extra in (",noswap", ""):
+        mount = ["mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(vault.transit)]
+        result = capture(as_root(mount))
+        if result.code == 0:
+            break
+    else:
+        raise VaultError(
+            f"no tmpfs could be mounted for the secrets: {result.reason}",
+            "the container needs SYS_ADMIN: remove it with `tazpod down`, then `tazpod up`",
+        )
+    mount_now = mounted_at(vault.transit)
+    if mount_now is None or mount_now.kind != "tmpfs":
+        raise VaultError(f"{vault.transit}: mount said done, but no tmpfs is there")
+
+
+def move_mount(source: Path, target: Path) -> None:
+    """Move a mount in one step, busy or not (mount(8), --move)."""
+    result = capture(as_root(["mount", "--move", str(source), str(target)]))
+    if result.code != 0 or mounted_at(source) is not None or mounted_at(target) is None:
+        raise VaultError(f"{source} could not be moved to {target}: {result.reason}")
+
+
+def discard_transit(vault: Vault) -> list[str]:
+    """Throw away what is mounted on TRANSIT so that nobody can read it again.
+
+    Gives the processes that still sat in it, as `pid (command)`.
+    """
+    holders: list[str] = []
+    while True:
+        mount = mounted_at(vault.transit)
+        if mount is None:
+            return holders
+        if mount.kind != "tmpfs":
+            raise VaultError(f"{vault.transit}: a {mount.kind} is mounted there")
+        for place in mounts_of(mount.device):  # the bridges, and whatever else shows it
+            if place != str(vault.transit):
+                unmount(Path(place))
+        if capture(as_root(["umount", str(vault.transit)])).code == 0:
+            continue
+        holders = find_holders(os.stat(vault.transit).st_dev)
+        # A detached tmpfs stays readable through a working directory or an open file, and so
+        # does a deleted file: only truncating destroys what is in it.
+        erase = ["find", str(vault.transit), "-xdev", "-type", "f", "-exec", "truncate", "-s0"]
+        succeed(as_root([*erase, "{}", "+"]), f"{vault.transit} could not be emptied")
+        remove = ["find", str(vault.transit), "-xdev", "-mindepth", "1", "-delete"]
+        capture(as_root(remove))
+        unmount(vault.transit)
+
+
+def unmount(place: Path) -> None:
+    """Unmount, lazily when it is busy."""
+    if capture(as_root(["umount", str(place)])).code != 0:
+        result = capture(as_root(["umount", "-l", str(place)]))
+        if result.code != 0 and mounted_at(place) is not None:
+            raise VaultError(f"{place} could not be unmounted: {result.reason}")
+
+
+def _device_of(place: Path) -> int:
+    try:
+        return place.stat().st_dev
+    except OSError:
+        return -1
+
+
+def scan_holders(device: int) -> dict[int, str]:
+    """The processes with something of a device open, by /proc (proc(5)); only those that this
+    user may look into."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            places = [entry / "cwd", entry / "root", entry / "exe", *(entry / "fd").iterdir()]
+            mapped = f" {os.major(device):02x}:{os.minor(device):02x} "
+            if any(_device_of(place) == device for place in places) or mapped in (entry / "maps").read_text(
+                errors="replace"
+            ):
+                found[int(entry.name)] = (entry / "comm").read_text().strip()
+    return found
+
+
+def find_holders(device: int) -> list[str]:
+    """The processes that hold a device, as `pid (command)`.
+
+    Looked for twice: root in a container has no SYS_PTRACE and cannot see the operator's.
+    """
+    found = scan_holders(device)
+    if os.geteuid() != 0:
+        words = [sys.executable, "-Es", __file__, HOLDERS_WORD, str(device)]
+        result = capture(as_root(words))
+        with contextlib.suppress(ValueError):
+            found.update({int(pid): name for pid, name in json.loads(result.out).items()})
+    return [f"{pid} ({name})" for pid, name in sorted(found.items())]
+
+
+# -- the sealed file
+
+
+def check_folder(vault: Vault) -> None:
+    """The vault's folder must be a real folder of this user; its mode is made 0700."""
+    folder = vault.folder
+    try:
+        info = os.lstat(folder)
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700)
+        return
+    if not stat.S_ISDIR(info.st_mode):
+        raise VaultError(f"{folder}: is not a folder (a link is not followed)")
+    if info.st_uid != os.geteuid():
+        raise VaultError(
+            f"{folder}: belongs to user {info.st_uid}, not to {os.geteuid()}",
+            f"chown -R {os.geteuid()} the folder, on the host",
+        )
+    if stat.S_IMODE(info.st_mode) != 0o700:
+        folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def vault_lock(vault: Vault) -> Iterator[None]:
+    """The one lock for everything that reads or writes the sealed file."""
+    check_folder(vault)
+    with locked_file(vault.folder / ".lock", "working on the vault"):
+        yield
+
+
+def open_sealed_file(path: Path) -> int:
+    """A descriptor of a sealed file: a regular file with something in it, nothing else."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise VaultError(f"{path}: {error.strerror}") from None
+    info = os.fstat(fd)
+    if stat.S_ISREG(info.st_mode) and info.st_size > 0:
+        return fd
+    os.close(fd)
+    what = "is empty" if stat.S_ISREG(info.st_mode) else "is not a regular file"
+    raise VaultError(f"{path}: {what}", "an earlier version may help: tazpod history")
+
+
+def has_sealed(vault: Vault) -> bool:
+    """Whether something lies where the sealed vault belongs, good or bad."""
+    return os.path.lexists(vault.sealed)
+
+
+def digest_fd(fd: int) -> str:
+    """SHA-256 of a file from its beginning, leaving it there."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    digest = hashlib.sha256()
+    while True:
+        piece = os.read(fd, 1 << 20)
+        if not piece:
+            break
+        digest.update(piece)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return digest.hexdigest()
+
+
+def is_native(head: bytes) -> bool:
+    """Whether a file begins as ours do.
+
+    RFC 4880: a symmetric-key packet of 13 bytes (8c 0d), version 4, AES-256 (09), iterated and
+    salted S2K (03) with SHA-512 (0a), eight bytes of salt, the maximum count (ff), and then an
+    integrity-protected data packet (d2).
+    """
+    return head[:6] == b"\x8c\x0d\x04\x09\x03\x0a" and head[14:16] == b"\xff\xd2"
+
+
+def format_name(head: bytes) -> str:
+    """`openpgp` or `go`, by the first 16 bytes."""
+    return "openpgp" if is_native(head) else "go"
+
+
+@contextlib.contextmanager
+def gpg_base() -> Iterator[list[str]]:
+    """The argv that every gpg call begins with: no keyring, no agent, no file of its own."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="tazpod-gpg-") as homedir:
+        yield [
+            *("gpg", "--batch", "--no-options", "--no-tty", "--homedir", homedir),
+            *("--no-keyring", "--no-random-seed-file", "--no-autostart"),
+            *("--pinentry-mode", "loopback", "--no-symkey-cache"),
+        ]
+
+
+def seal_options() -> list[str]:
+    """How gpg seals: AES-256, the slowest key stretching it has, no compression of its own."""
+    return [
+        *("--rfc4880", "--symmetric", "--cipher-algo", "AES256", "--s2k-mode", "3"),
+        *("--s2k-digest-algo", "SHA512", "--s2k-count", "65011712", "--compress-algo", "none"),
+    ]
+
+
+def gpg_accepts(status: str) -> bool:
+    """Whether gpg's status lines prove an intact message (GnuPG doc/DETAILS).
+
+    Its exit status alone proves nothing: a cut file and a plain packet give 0 as well.
+    """
+    words = [line.split()[1] for line in status.splitlines() if line.startswith("[GNUPG:] ")]
+    if not all(words.count(w) == 1 for w in ("BEGIN_DECRYPTION", "END_DECRYPTION", "PLAINTEXT")):
+        return False
+    begin, end = words.index("BEGIN_DECRYPTION"), words.index("END_DECRYPTION")
+    inside = begin < words.index("PLAINTEXT") < end
+    return inside and "DECRYPTION_OKAY" in words and "GOODMDC" in words
+
+
+# Go's sealed format, read and never written: salt[32] | nonce[12] | AES-256-GCM ciphertext | tag[16].
+# `openssl enc` refuses GCM, so the same bytes are framed as a CMS message that exists only in a pipe.
+# CMS wants the key wrapped for a recipient: ours has a public constant for a password, which protects
+# nothing and need not, since whoever can read that pipe can read the vault.
+GO_SALT, GO_NONCE, GO_TAG, GO_ITERATIONS = 32, 12, 16, 100_000
+_CMS_PASSWORD, _CMS_SALT, _CMS_ITERATIONS, _CMS_IV = "tazpod-public-constant", bytes(16), 1000, bytes(16)
+_CMS_DECRYPT_FAILED = 4  # openssl-cms(1), "EXIT CODES"
+
+
+def open_go_vault(sealed: bytes, passphrase: bytes) -> bytes:
+    """What Go TazPod sealed: a gzip'd tar.  The key is PBKDF2 (RFC 8018) over the passphrase's bytes."""
+    if len(sealed) < GO_SALT + GO_NONCE + GO_TAG:
+        raise VaultError("the sealed vault is cut short: it has no room for salt, nonce and tag")
+    nonce, ciphertext = sealed[GO_SALT : GO_SALT + GO_NONCE], sealed[GO_SALT + GO_NONCE : -GO_TAG]
+    return _cms_open(_go_key(sealed, passphrase), nonce, ciphertext, sealed[-GO_TAG:])
+
+
+def _go_key(sealed: bytes, passphrase: bytes) -> bytes:
+    return hashlib.pbkdf2_hmac("sha256", passphrase, sealed[:GO_SALT], GO_ITERATIONS, 32)
+
+
+def _cms_open(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
+    """The plaintext, once openssl has accepted the tag: it writes every byte *before* it checks."""
+    argv = ["openssl", "cms", "-decrypt", "-binary", "-inform", "DER", "-pwri_password", _CMS_PASSWORD]
+    done = capture(argv, _cms_message(_cms_wrap(key), nonce, ciphertext, tag))
+    # A tag that does not fit is openssl's one silent failure: the whole text has come out, then status 4
+    # with nothing from its error queue.  Whatever else goes wrong leaves an error line there.
+    all_came_out = 0 < len(ciphertext) == len(done.out)
+    if done.code == _CMS_DECRYPT_FAILED and (all_came_out or ":error:" not in done.err):
+        raise WrongPassphrase("wrong passphrase, or the file is damaged")
+    return _openssl_output(done, len(ciphertext))
+
+
+def _cms_message(wrapped: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
+    """A CMS AuthEnvelopedData (RFC 5083) with AES-GCM (RFC 5084) for one PasswordRecipientInfo (RFC 3211)."""
+    hmac_sha256 = _seq(_oid("1.2.840.113549.2.9"), _der(0x05))
+    stretch = _seq(_octets(_CMS_SALT), _int(_CMS_ITERATIONS.to_bytes(2, "big")), hmac_sha256)
+    pbkdf2 = _der(0xA0, _oid("1.2.840.113549.1.5.12"), stretch)  # RFC 8018, A.2
+    aes256_cbc = _seq(_oid("2.16.840.1.101.3.4.1.42"), _octets(_CMS_IV))
+    pwri_kek = _seq(_oid("1.2.840.113549.1.9.16.3.9"), aes256_cbc)
+    recipients = _der(0x31, _der(0xA3, _int(bytes([0])), pbkdf2, pwri_kek, _octets(wrapped)))
+    aes256_gcm = _seq(_oid("2.16.840.1.101.3.4.1.46"), _seq(_octets(nonce), _int(bytes([len(tag)]))))
+    message = _seq(_oid("1.2.840.113549.1.7.1"), aes256_gcm, _der(0x80, ciphertext))
+    message = _seq(_int(bytes([0])), recipients, message, _octets(tag))
+    return _seq(_oid("1.2.840.113549.1.9.16.1.23"), _der(0xA0, message))
+
+
+def _cms_wrap(key: bytes) -> bytes:
+    """RFC 3211, 2.3.1: length, check bytes, key and padding through CBC, and the result through it again."""
+    block = bytes([len(key), *(byte ^ 0xFF for byte in key[:3])]) + key + os.urandom(12)
+    once = _cms_cbc(block)
+    # The second pass goes on from the last block of the first.  As an IV that block would stand in argv: the
+    # block that encrypts to it goes in front instead, and its ciphertext is dropped.  So argv is constant.
+    return _cms_cbc(bytes(a ^ b for a, b in zip(block[-16:], once[-32:-16])) + once)[16:]
+
+
+def _cms_cbc(data: bytes) -> bytes:
+    kek = hashlib.pbkdf2_hmac("sha256", _CMS_PASSWORD.encode(), _CMS_SALT, _CMS_ITERATIONS, 32).hex()
+    argv = ["openssl", "enc", "-aes-256-cbc", "-nopad", "-K", kek, "-iv", _CMS_IV.hex()]
+    return _openssl_output(capture(argv, data), len(data))
+
+
+def _openssl_output(done: Result, size: int) -> bytes:
+    """What openssl wrote, only if it exited 0 and wrote all of it; else its first error line."""
+    if done.code == 0 and len(done.out) == size:
+        return done.out
+    lines = done.err.strip().split("\n")
+    line = next((line for line in lines if ":error:" in line), lines[0] or "it said nothing")
+    raise VaultError(f"openssl failed (status {done.code}): {line}")
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    """One ASN.1 element in DER (X.690): tag, length in its shortest form, the parts as content."""
+    size = sum(map(len, parts))
+    digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    length = bytes([0x80 | len(digits)]) + digits if size >> 7 else bytes([size])
+    return b"".join((bytes([tag]), length, *parts))
+
+
+def _oid(dotted: str) -> bytes:
+    """An OBJECT IDENTIFIER: each arc in base 128, the top bit set on all its bytes but the last."""
+    first, second, *rest = map(int, dotted.split("."))
+    body = b""
+    for arc in (40 * first + second, *rest):
+        body += bytes([arc >> shift & 0x7F | 0x80 for shift in (21, 14, 7) if arc >> shift] + [arc & 0x7F])
+    return _der(0x06, body)
+
+
+_seq, _octets, _int = partial(_der, 0x30), partial(_der, 0x04), partial(_der, 0x02)
+
+UNPACK = ("--extract", "--preserve-permissions", "--no-same-owner", "--warning=no-timestamp")
+
+
+def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str]) -> bytes:
+    """Decrypt a sealed file into a tar command; give what tar printed.
+
+    What tar did counts only when this returns: on WrongPassphrase or VaultError the caller
+    throws it away whole.
+    """
+    head = os.pread(sealed, 16, 0)
+    os.lseek(sealed, 0, os.SEEK_SET)
+    if not is_native(head):
+        return _unseal_go(sealed, passphrase, consumer)
+    output, status_fd = memory_file(), memory_file()
+    try:
+        with gpg_base() as gpg, secret_fd(passphrase) as fd:
+            fds = ("--passphrase-fd", str(fd), "--status-fd", str(status_fd))
+            decrypt = Stage([*gpg, *fds, "--decrypt"], (fd, status_fd))
+            stages = [decrypt, Stage([*consumer, "--file=-"])]
+            results = stream(stages, sealed, output)
+        status = read_back(status_fd).decode(errors="replace")
+        gpg_failed = results[0].code > 0 and "Broken pipe" not in results[0].err
+        if gpg_failed and "BEGIN_DECRYPTION" in status and " PLAINTEXT " not in status:
+            raise WrongPassphrase("wrong passphrase, or the sealed file is damaged")
+        if gpg_failed:
+            raise VaultError(f"the sealed file is damaged, or cannot be read: {results[0].reason}")
+        check_tar(stages, results)
+        if not gpg_accepts(status):
+            raise VaultError("the sealed file is damaged: its integrity check failed")
+        return read_back(output)
+    finally:
+        os.close(output)
+        os.close(status_fd)
+
+
+def check_tar(stages: Sequence[Stage], results: Sequence[Result]) -> None:
+    """Judge a pipeline that ends in tar: any complaint of tar's is a refusal."""
+    if "No space left on device" in results[-1].err:
+        raise VaultError("the vault is larger than the RAM it is given", f"raise vault.size in {CONFIG_PATH}")
+    failure = first_failure(stages, results)
+    if failure or results[-1].err.strip():
+        raise VaultError(f"the vault could not be read: {failure or results[-1].reason}")
+
+
+def _unseal_go(sealed: int, passphrase: bytes, consumer: Sequence[str]) -> bytes:
+    with os.fdopen(os.dup(sealed), "rb") as file:
+        archive = memory_file(open_go_vault(file.read(), passphrase))
+    output = memory_file()
+    try:
+        stages = [Stage([*consumer, "--gzip", "--file=-"])]
+        check_tar(stages, stream(stages, archive, output))
+        return read_back(output)
+    finally:
+        os.close(archive)
+        os.close(output)
+
+
+# -- the open tree
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What lies in an open vault: a digest of all of it, the names, bytes, what is left out."""
+
+    digest: str
+    names: tuple[bytes, ...]
+    files: int
+    size: int
+    left_out: tuple[str, ...] = ()
+
+
+def survey(root: Path) -> Tree:
+    """Walk the open vault.  Every content is hashed: a change through mmap(2) leaves no time.
+
+    Raises VaultError with the name of what cannot be read.
+    """
+    digest = hashlib.sha256()
+    names: list[bytes] = []
+    left_out: list[str] = []
+    first_name: dict[int, bytes] = {}
+    files = size = 0
+    base = os.fsencode(root)
+    pending = [b""]
+    while pending:
+        folder = pending.pop()
+        try:
+            children = sorted(os.listdir(os.path.join(base, folder)))
+        except OSError as error:
+            raise VaultError(f"{root}/{os.fsdecode(folder)}: {error.strerror}") from None
+        for child in children:
+            name = os.path.join(folder, child)
+            if RESERVED.fullmatch(name):
+                continue
+            path = os.path.join(base, name)
+            try:
+                info = os.lstat(path)
+                kind = stat.S_IFMT(info.st_mode)
+                content = b""
+                if kind == stat.S_IFREG:
+                    files, size = files + 1, size + info.st_size
+                    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    try:
+                        content = digest_fd(fd).encode()
+                    finally:
+                        os.close(fd)
+                    if info.st_nlink > 1:
+                        content += first_name.setdefault(info.st_ino, name)
+                elif kind == stat.S_IFLNK:
+                    content = os.readlink(path)
+                elif kind == stat.S_IFDIR:
+                    pending.append(name)
+                else:
+                    left_out.append(os.fsdecode(name))
+                    continue
+            except OSError as error:
+                raise VaultError(f"{os.fsdecode(path)}: {error.strerror}") from None
+            names.append(name)
+            for part in (name, b"%o %d" % (info.st_mode, info.st_mtime_ns), content):
+                digest.update(b"%d:" % len(part) + part)
+    return Tree(digest.hexdigest(), tuple(names), files, size, tuple(left_out))
+
+
+def tar_names(tree: Tree) -> bytes:
+    """The names as tar reads them from --files-from with --null."""
+    return b"".join(b"./" + name + b"\0" for name in tree.names)
+
+
+def read_state(vault: Vault) -> dict[str, str]:
+    """What is known of the open vault: `tree` and `sealed` digests; empty when nothing is."""
+    try:
+        data = json.loads((vault.mount / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+
+
+def write_state(folder: Path, tree: str, sealed: str) -> None:
+    """Remember in RAM what was sealed last."""
+    write_whole(folder / STATE_FILE, json.dumps({"tree": tree, "sealed": sealed}).encode())
+
+
+def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
+    """The passphrase of the open vault, from RAM.
+
+    A `passwd` that was killed is settled here: its passphrase is in force if, and only if, the
+    file that it sealed is the one on disk.
+    """
+    upcoming = vault.mount / NEXT_FILE
+    with contextlib.suppress(FileNotFoundError):
+        digest, _, passphrase = upcoming.read_bytes().partition(b"\n")
+        if digest.decode() == sealed_digest:
+            write_whole(vault.mount / PASSPHRASE_FILE, passphrase)
+        upcoming.unlink()
+    try:
+        data = (vault.mount / PASSPHRASE_FILE).read_bytes()
+    except OSError:
+        raise VaultError(
+            f"{vault.mount}: holds no finished unlock, so it cannot be saved",
+            "tazpod lock --discard, then unlock again",
+        ) from None
+    return check_passphrase(data[:-1] if data.endswith(b"\n") else data)
+
+
+# -- the vault's words
+
+
+def unlock(vault: Vault, passphrase: bytes) -> Tree:
+    """Unseal into a fresh tmpfs and put it in its place; without a sealed file, start empty.
+
+    All or nothing: on any failure, Ctrl-C included, the tmpfs is gone again.
+    """
+    with vault_lock(vault):
+        if is_open(vault):
+            return survey(vault.mount)
+        discard_transit(vault)
+        mount_tmpfs(vault)
+        try:
+            digest = ""
+            if has_sealed(vault):
+                fd = open_sealed_file(vault.sealed)
+                try:
+                    unseal(fd, passphrase, ["tar", *UNPACK, "--directory", str(vault.transit)])
+                    digest = digest_fd(fd)
+                finally:
+                    os.close(fd)
+            for name in (PASSPHRASE_FILE, STATE_FILE):  # Go packed its own
+                with contextlib.suppress(FileNotFoundError):
+                    (vault.transit / name).unlink()
+            if not os.path.lexists(vault.transit / ".aws"):
+                (vault.transit / ".aws").mkdir(mode=0o700)
+            vault.transit.chmod(0o700)
+            tree = survey(vault.transit)
+            write_whole(vault.transit / PASSPHRASE_FILE, passphrase)
+            write_state(vault.transit, tree.digest if digest else "", digest)
+            move_mount(vault.transit, vault.mount)
+        except BaseException:
+            discard_transit(vault)
+            raise
+        bridge(vault)
+        return tree
+
+
+def prove_tmpfs(vault: Vault) -> None:
+    """Find out before the passphrase is asked for whether there is RAM to open the vault into."""
+    with vault_lock(vault):
+        if not is_open(vault):
+            discard_transit(vault)
+            mount_tmpfs(vault)
+            discard_transit(vault)
+
+
+def bridge(vault: Vault) -> None:
+    """Show the vault's own .aws as ~/.aws, so that no token of the AWS CLI touches a disk."""
+    source, target = vault.mount / ".aws", vault.home / ".aws"
+    if source.is_symlink() or not source.is_dir():
+        warn(f"{source}: is not a folder; {target} stays on the container's disk")
+        return
+    if mounted_at(target) is None:
+        target.mkdir(mode=0o700, exist_ok=True)
+        result = capture(as_root(["mount", "--bind", str(source), str(target)]))
+        if result.code != 0:
+            warn(f"{target}: the vault's .aws could not be mounted there: {result.reason}")
+
+
+def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
+    """Pack a tree and seal it into a descriptor (tar(1), pax(5), gpg(1))."""
+    names, nothing = memory_file(tar_names(tree)), os.open(os.devnull, os.O_RDONLY)
+    try:
+        pack = [
+            *("tar", "--create", "--file=-", "--directory", str(root), "--format=posix"),
+            *("--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sparse"),
+            *("--no-recursion", "--null", "--verbatim-files-from", f"--files-from=/dev/fd/{names}"),
+        ]
+        with gpg_base() as gpg, secret_fd(passphrase) as fd:
+            encrypt = [*gpg, "--passphrase-fd", str(fd), *seal_options()]
+            stages = [Stage(pack, (names,)), Stage(encrypt, (fd,))]
+            failure = first_failure(stages, stream(stages, nothing, target))
+        if failure:
+            raise VaultError(f"the vault could not be sealed: {failure}")
+    finally:
+        os.close(names)
+        os.close(nothing)
+
+
+def prove(tree: Tree, root: Path, passphrase: bytes, sealed: int) -> None:
+    """Open what was just sealed and compare it, entry by entry, with the tree."""
+    compare = ["tar", "--compare", "--verbose", "--quoting-style=escape", "--directory", str(root)]
+    try:
+        listed = unseal(sealed, passphrase, compare)
+    except VaultError as error:
+        raise VaultError(
+            f"the sealed copy is not equal to the open vault: {error}",
+            "the old sealed vault is untouched; if something writes into the vault, try again",
+        ) from None
+    if len(listed.splitlines()) != len(tree.names):
+        raise VaultError("the sealed copy does not hold every file")
+
+
+def save(
+    vault: Vault,
+    *,
+    force: bool = False,
+    passphrase: bytes | None = None,
+    agree: Callable[[], None] | None = None,
+) -> Tree | None:
+    """Seal the open vault; None when nothing changed since the last time.
+
+    The sealed file is replaced only by one that was opened again and found equal to the open
+    tree; the one before it goes to the history.  With `passphrase` it is sealed under that one
+    from now on.  `agree` is called before a file that Go TazPod wrote is replaced, and may raise.
+    """
+    with vault_lock(vault):
+        if not is_open(vault):
+            raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
+        on_disk = sealed_digest(vault)
+        current = session_passphrase(vault, on_disk)
+        state = read_state(vault)
+        tree = survey(vault.mount)
+        if not force and passphrase is None and on_disk and tree.digest == state.get("tree"):
+            if on_disk != state.get("sealed"):
+                warn("the sealed vault was replaced by another since this one was opened")
+            return None
+        if agree and on_disk and not sealed_is_native(vault):
+            agree()
+        for name in tree.left_out:
+            warn(f"{name}: is not a file, folder or link, and is left out")
+        for stale in (*vault.folder.glob(".*.tmp"), *vault.history.glob(".*.tmp")):
+            stale.unlink()
+        temporary = temporary_beside(vault.sealed)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            tree = seal_and_prove(vault, tree, passphrase or current, fd)
+            digest = digest_fd(fd)
+            if on_disk and on_disk != state.get("sealed", on_disk):
+                warn("another version was sealed since this one was opened; it is in the history")
+            keep_version(vault)
+            if passphrase is not None:
+                write_whole(vault.mount / NEXT_FILE, digest.encode() + b"\n" + passphrase)
+            os.replace(temporary, vault.sealed)
+            sync_folder(vault.folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        finally:
+            os.close(fd)
+        session_passphrase(vault, digest)
+        write_state(vault.mount, tree.digest, digest)
+        prune_history(vault)
+        return tree
+
+
+def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree:
+    """Seal until the sealed copy and the tree agree: somebody may be writing into it."""
+    for attempt in range(ATTEMPTS):
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            seal(tree, vault.mount, passphrase, fd)
+            os.fsync(fd)
+            prove(tree, vault.mount, passphrase, fd)
+        except VaultError:
+            again = survey(vault.mount)
+            if again.digest == tree.digest or attempt == ATTEMPTS - 1:
+                raise
+            tree = again
+            continue
+        return tree
+    raise AssertionError("unreachable")
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync(2) of a folder, so that a rename in it survives a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def version_name(mtime: float) -> str:
+    """The name of a version in the history, by the time when it was sealed (UTC)."""
+    return time.strftime("vault-%Y%m%dT%H%M%S", time.gmtime(mtime))
+
+
+def sealed_digest(vault: Vault) -> str:
+    """The digest of the sealed file; '' when there is none, or an empty one."""
+    with contextlib.suppress(FileNotFoundError):
+        info = os.lstat(vault.sealed)
+        if stat.S_ISREG(info.st_mode) and info.st_size == 0:
+            return ""
+        fd = open_sealed_file(vault.sealed)
+        try:
+            return digest_fd(fd)
+        finally:
+            os.close(fd)
+    return ""
+
+
+def sealed_is_native(vault: Vault) -> bool:
+    """Whether the sealed file has our own format."""
+    with open(vault.sealed, "rb") as file:
+        return is_native(file.read(16))
+
+
+def keep_version(vault: Vault) -> None:
+    """Put the present sealed file into the history; a Go one also beside it, for Go TazPod."""
+    if not sealed_digest(vault):
+        return
+    vault.history.mkdir(mode=0o700, exist_ok=True)
+    stem = version_name(os.lstat(vault.sealed).st_mtime)
+    name, number = f"{stem}.tar.aes", 1
+    while (vault.history / name).exists():
+        number += 1
+        name = f"{stem}-{number}.tar.aes"
+    targets = [vault.history / name]
+    if not sealed_is_native(vault):
+        targets.append(vault.folder / f"{SEALED_NAME}.go")
+    for target in targets:
+        try:
+            os.link(vault.sealed, target)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            write_whole(target, vault.sealed.read_bytes())
+        sync_folder(target.parent)
+
+
+def versions(vault: Vault) -> list[Path]:
+    """The versions in the history, the oldest first."""
+    return sorted(vault.history.glob("vault-*.tar.aes"), key=lambda p: (p.stat().st_mtime, p.name))
+
+
+def prune_history(vault: Vault) -> None:
+    """Forget all but the newest `keep` versions."""
+    for path in versions(vault)[: -vault.keep or None]:
+        path.unlink()
+
+
+def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
+    """Open a sealed file without unpacking it; give the number of its entries."""
+    with vault_lock(vault):
+        fd = open_sealed_file(path)
+        try:
+            listing = unseal(fd, passphrase, ["tar", "--list", "--quoting-style=escape"])
+        finally:
+            os.close(fd)
+    return len(listing.splitlines())
+
+
+def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
+    """Make a version of the history the sealed vault, after proving that it opens."""
+    with vault_lock(vault):
+        if is_open(vault):
+            raise VaultError("the vault is open", "tazpod lock, then restore")
+        fd = open_sealed_file(version)
+        try:
+            unseal(fd, passphrase, ["tar", "--list"])
+            os.lseek(fd, 0, os.SEEK_SET)
+            with os.fdopen(os.dup(fd), "rb") as file:
+                data = file.read()
+        finally:
+            os.close(fd)
+        keep_version(vault)
+        write_whole(vault.sealed, data)
+        sync_folder(vault.folder)
+
+
+def lock(vault: Vault) -> list[str]:
+    """Take the open vault away; gives the processes that still sat in it.
+
+    The mount is moved aside first: from then on no path leads to it, and nothing can save it.
+    """
+    with vault_lock(vault):
+        if is_open(vault):
+            device = mounted_at(vault.mount)
+            for place in mounts_of(device.device) if device else ():
+                if place != str(vault.mount):
+                    unmount(Path(place))
+            move_mount(vault.mount, vault.transit)
+        return discard_transit(vault)
+
+
+# ── 8. session ────────────────────────────────────────────────────────────────────────────
+#
+# Each `enter` holds a flock on a file under .tazpod/run, which the pod sees through the mount:
+# however the host side dies, the lock falls.  The file is <id>.lease until the shell is about
+# to start, then <id>.session; the shell claims it by writing <id>.shell (see BASH_HOOK).
+
+
+@dataclass(frozen=True)
+class State:
+    """What `enter` needs to know to decide."""
+
+    ghost: bool
+    open: bool
+    sealed: bool
+
+
+UNLOCK, START_NEW, SHELL, LEAVE = "unlock", "start new", "shell", "leave"
+
+
+def plan_entry(state: State) -> tuple[str, ...]:
+    """The steps of entering, in order (CONTRACT.md section 6)."""
+    if not state.ghost:
+        return (SHELL,)
+    if state.open:
+        return (SHELL, LEAVE)
+    return (UNLOCK if state.sealed else START_NEW, SHELL, LEAVE)
+
+
+def host_vault(config: Config) -> Vault:
+    """The vault's folder as the host sees it; there is no mount on this side."""
+    return Vault(config.project / ENVELOPE / "vault", Path("/nowhere"), keep=config.vault_keep)
+
+
+def pod_vault(config: Config) -> Vault:
+    """The vault as the pod sees it."""
+    folder = Path(WORKSPACE, ENVELOPE, "vault")
+    return Vault(folder, Path(config.home), config.vault_size, config.vault_keep)
+
+
+def observe(config: Config) -> State:
+    """Look at the vault of a running container."""
+    if not config.ghost_mode:
+        return State(ghost=False, open=False, sealed=False)
+    opened = capture(is_open_argv(config)).code == 0
+    return State(ghost=True, open=opened, sealed=has_sealed(host_vault(config)))
+
+
+@dataclass
+class Session:
+    """One host side: its lease, locked as long as this process lives."""
+
+    folder: Path
+    id: str
+    fd: int
+    path: Path
+
+    def starting(self) -> None:
+        """Let the next shell claim this session."""
+        target = self.folder / f"{self.id}.session"
+        os.rename(self.path, target)
+        self.path = target
+
+    def wait_claimed(self, process: Any) -> None:
+        """Wait until the shell has claimed this session: two entries must not swap theirs."""
+        deadline = time.monotonic() + 2
+        claim = self.folder / f"{self.id}.shell"
+        while not claim.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Take the session's files away."""
+        for path in (self.path, self.folder / f"{self.id}.shell"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        os.close(self.fd)
+
+
+def open_session(config: Config) -> Session:
+    """Make a lease that exists only locked."""
+    folder, name = private_folder(config.run_folder), secrets.token_hex(8)
+    hidden, path = folder / f".{name}", folder / f"{name}.lease"
+    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    give_to_owner(hidden)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.rename(hidden, path)
+    return Session(folder, name, fd, path)
+
+
+def is_alive(path: Path) -> bool:
+    """Whether somebody holds the flock on a lease."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def sessions(folder: Path) -> dict[str, Path]:
+    """The leases in a run folder, by session."""
+    found = [*folder.glob("*.lease"), *folder.glob("*.session")]
+    return {path.stem: path for path in found}
+
+
+def pod_command(config: Config, words: Sequence[str], passphrase: bytes | None = None) -> int:
+    """Run a word of ours in the pod, on this terminal if there is one; its exit status."""
+    flags = [flag for flag, on in (("--debug", OPTIONS.debug), ("--yes", OPTIONS.yes)) if on]
+    command = ["tazpod", *flags, *words]
+    if passphrase is None:
+        terminal = on_terminal() and sys.stdout.isatty()
+        return run_foreground(exec_argv(config, command, terminal))
+    with secret_fd(passphrase) as fd:
+        argv = exec_argv(config, [*command, "--passphrase-fd", "0"], terminal=False)
+        return run_foreground(argv, stdin=fd)
+
+
+def open_shell(config: Config, session: Session) -> int:
+    """The shell, tied to this session; its exit status."""
+    with contextlib.ExitStack() as starting:
+        path = config.run_folder / "enter.lock"
+        starting.enter_context(locked_file(path, "opening a shell"))
+        session.starting()
+
+        def claimed(process: Any) -> None:
+            session.wait_claimed(process)
+            starting.close()
+
+        terminal = on_terminal() and sys.stdout.isatty()
+        return run_foreground(shell_argv(config, terminal), after_start=claimed)
+
+
+def leave(config: Config, session: Session, interrupted: bool) -> int:
+    """End the session: the pod saves and locks, unless other sessions are open."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # this runs to its end
+    words = ["lock", "--leaving", session.id]
+    head = b""
+    with contextlib.suppress(OSError), open(host_vault(config).sealed, "rb") as file:
+        head = file.read(16)
+    if head and not is_native(head) and on_terminal() and not interrupted:
+        return pod_command(config, words)  # there is a question to answer
+    with open(os.devnull, "rb") as nothing:
+        argv = exec_argv(config, ["tazpod", *words], terminal=False)
+        return run_foreground(argv, stdin=nothing.fileno(), own_session=True)
+
+
+def enter(config: Config) -> int:
+    """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
+    ensure_up(config)
+    steps = plan_entry(observe(config))
+    session = open_session(config)
+    code, interrupted = FAILED, True
+    try:
+        if UNLOCK in steps and confirm("The vault is locked. Unlock it?"):
+            pod_command(config, ["unlock"])
+        if START_NEW in steps and confirm("There is no vault yet. Start a new, empty one?"):
+            pod_command(config, ["unlock"])
+        code = open_shell(config, session)
+        interrupted = False
+    finally:
+        try:
+            if LEAVE in steps:
+                code = leave_and_tell(config, session, interrupted, code)
+        finally:
+            session.close()
+    return code
+
+
+def leave_and_tell(config: Config, session: Session, interrupted: bool, code: int) -> int:
+    """Leave, and say what became of the vault when that failed; the status to exit with."""
+    left = leave(config, session, interrupted)
+    if left == 0:
+        return code
+    container = find_container(config)
+    if container is None or not container.running:
+        complain(
+            TazpodError(
+                f"the container {config.container_name} is gone; so is what was in the open vault"
+                " since the last save",
+                "the sealed vault is untouched: tazpod",
+            )
+        )
+    else:
+        complain(VaultError("the vault was not locked", "see above; then: tazpod lock"))
+    return code or FAILED
+
+
+# ── 9. guard ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A shell in the pod, known by its process and the time when that started."""
+
+    pid: int
+    start: str
+
+
+def parse_shell(text: str) -> Shell | None:
+    """The shell that a line of /proc/<pid>/stat describes (proc_pid_stat(5))."""
+    left, _, right = text.rpartition(")")
+    fields = right.split()
+    number = left.partition(" ")[0]
+    return Shell(int(number), fields[19]) if number.isdigit() and len(fields) > 19 else None
+
+
+def shell_of(folder: Path, session: str) -> Shell | None:
+    """The shell that claimed a session, if it still runs."""
+    with contextlib.suppress(OSError, ValueError):
+        claimed = parse_shell((folder / f"{session}.shell").read_text())
+        if claimed and claimed == parse_shell(Path(f"/proc/{claimed.pid}/stat").read_text()):
+            return claimed
+    return None
+
+
+def end_session(folder: Path, session: str, path: Path) -> None:
+    """Hang up a session's shell, as a closed terminal would, and forget the session."""
+    for number in (signal.SIGHUP, signal.SIGKILL):
+        shell = shell_of(folder, session)
+        if shell is None:
+            break
+        with contextlib.suppress(OSError):
+            os.kill(shell.pid, number)
+        deadline = time.monotonic() + 2
+        while shell_of(folder, session) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    for file in (path, folder / f"{session}.shell"):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
+    """End the sessions whose host side has died, and `leaving`; how many, and how many live."""
+    dead = alive = 0
+    for name, path in sessions(folder).items():
+        if name != leaving and is_alive(path):
+            alive += 1
+        else:
+            end_session(folder, name, path)
+            dead += 1
+    return dead, alive
+
+
+def last_sign_of_life(vault: Vault, folder: Path) -> float:
+    """When somebody last typed, or something was last printed, in any session (epoch seconds)."""
+    moments = [0.0]
+    with contextlib.suppress(OSError):
+        moments.append((vault.mount / STATE_FILE).stat().st_mtime)
+    for name in sessions(folder):
+        shell = shell_of(folder, name)
+        if shell:
+            with contextlib.suppress(OSError):
+                terminal = os.stat(f"/proc/{shell.pid}/fd/0")
+                moments += (terminal.st_atime, terminal.st_mtime)
+    return max(moments)
+
+
+@dataclass
+class Watch:
+    """What the guard remembers from one look to the next."""
+
+    pending: bool = False  # the last session has died, so the vault is to be locked
+    delay: float = 1.0
+    retry: float = 0.0
+
+
+def look_after(config: Config, vault: Vault, folder: Path, watch: Watch) -> None:
+    """One look of the guard: end dead sessions, lock after the last, clear what was half done."""
+    dead, alive = end_dead_sessions(folder)
+    watch.pending = (watch.pending or dead > 0) and alive == 0
+    if not is_open(vault):
+        watch.pending, watch.delay = False, 1.0
+        if mounted_at(vault.transit):
+            with vault_lock(vault):
+                discard_transit(vault)
+        return
+    idle = time.time() - last_sign_of_life(vault, folder)
+    overdue = config.vault_autolock and idle > config.vault_autolock * 60
+    if (watch.pending or overdue) and time.monotonic() >= watch.retry:
+        result = capture([POD_LAUNCHER, "lock"])
+        say(f"lock without a session: status {result.code}: {' / '.join(result.err.splitlines())}")
+        watch.retry = time.monotonic() + watch.delay
+        watch.delay = min(watch.delay * 2, 60.0)
+
+
+def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
+    """Watch the sessions until SIGTERM.  There is one in a container: another ends at once."""
+    folder, watch = private_folder(Path(WORKSPACE, ENVELOPE, "run")), Watch()
+    own = os.stat(__file__)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked_file(folder / "guard.lock", "guarding", wait=0))
+        except TazpodError:
+            return
+        while os.path.samestat(own, os.stat(__file__)):  # until a newer tool is put here
+            try:
+                look_after(config, vault, folder, watch)
+            except (TazpodError, OSError) as error:
+                warn(str(error))
+            time.sleep(tick)
+    os.execv(POD_LAUNCHER, ["tazpod", GUARD_WORD])
+
+
+# ── 10. commands ──────────────────────────────────────────────────────────────────────────
+
+
+def the_project() -> Config:
+    """The config of the project around the current folder."""
+    project = Path(WORKSPACE) if in_pod() else find_project(Path.cwd())
+    if project is None:
+        raise TazpodError(f"there is no TazPod project at or above {Path.cwd()}", "tazpod init")
+    return load_config(project)
+
+
+def init_project(project: Path, image: str = "", name: str = "") -> None:
+    """Write the envelope; what is there already stays as it is."""
+    for value, pattern, option in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
+        if value and not pattern.fullmatch(value):
+            raise UsageError(f"{option}: Docker does not accept {value!r}")
+    private_folder(project / ENVELOPE)
+    private_folder(project / ENVELOPE / "vault")
+    text = CONFIG_TEMPLATE.format(image=image or Config.image, name=name or legal_name(project.name))
+    for path, content in (
+        (project / CONFIG_PATH, text),
+        (project / DOCKERFILE_PATH, DOCKERFILE),
+        (project / ENVELOPE / ".gitignore", GITIGNORE),
+    ):
+        if os.path.lexists(path):
+            say(f"{path.relative_to(project)} is there already and stays as it is")
+        else:
+            write_whole(path, content.encode(), 0o644)
+            say(f"wrote {path.relative_to(project)}")
+
+
+def cmd_init(args: argparse.Namespace) -> int:
+    """create .tazpod/ in this folder"""
+    init_project(Path.cwd(), args.image, args.name)
+    return OK
+
+
+def cmd_enter(args: argparse.Namespace) -> int:
+    """start what is needed, unlock, open a shell; save and lock when it ends"""
+    here = Path.cwd()
+    if find_project(here) is None:
+        if not confirm(f"There is no TazPod project here. Start one in {here}?"):
+            raise TazpodError(f"there is no TazPod project at or above {here}", "tazpod init")
+        init_project(here)
+    return enter(the_project())
+
+
+def cmd_up(args: argparse.Namespace) -> int:
+    """make the container run"""
+    config = the_project()
+    container = ensure_up(config)
+    docker(guard_argv(config))
+    say(f"the container {config.container_name} is running ({container.image})")
+    return OK
+
+
+def cmd_down(args: argparse.Namespace) -> int:
+    """save and lock, then stop and remove the container"""
+    config = the_project()
+    container = find_container(config)
+    if container is None:
+        say(f"there is no container {config.container_name}")
+        return OK
+    if container.running and config.ghost_mode and capture(is_open_argv(config)).code == 0:
+        words = ["lock", "--discard"] if args.discard else ["lock"]
+        if pod_command(config, words) != 0 and not args.discard:
+            raise VaultError(
+                "the vault could not be saved and locked, so the container stays",
+                "tazpod down --discard gives up what changed since the last save",
+            )
+    stop_container(config)
+    with contextlib.suppress(FileNotFoundError):
+        (config.run_folder / "pod.json").unlink()
+    say(f"the container {config.container_name} is removed; workspace and sealed vault stay")
+    return OK
+
+
+def cmd_build(args: argparse.Namespace) -> int:
+    """build the image from its Dockerfile"""
+    build_image(the_project())
+    return OK
+
+
+def cmd_pull(args: argparse.Namespace) -> int:
+    """pull the image"""
+    config = the_project()
+    pull_image(config)
+    if find_container(config):
+        say("the container still has the image it was made from: tazpod down, then tazpod up")
+    return OK
+
+
+def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[..., int]:
+    """A word of the vault: runs in the pod; typed on the host, it is forwarded there."""
+
+    def command(args: argparse.Namespace) -> int:
+        config = the_project()
+        if not config.ghost_mode:
+            raise UsageError("features.ghost_mode is false: this project has no vault")
+        if in_pod():
+            return word(args, config)
+        if args.word in ("lock", "save"):
+            container = find_container(config)
+            if container is None or not container.running:
+                if args.word == "save":
+                    raise VaultError("the vault is locked: there is nothing to save", "tazpod")
+                say("the vault is locked already")
+                return OK
+        passphrase = None
+        if getattr(args, "passphrase_fd", None) is not None:
+            passphrase = read_passphrase(args.passphrase_fd)
+        ensure_up(config)
+        return pod_command(config, args.forward, passphrase)
+
+    command.__doc__ = word.__doc__
+    return command
+
+
+def passphrase_for(args: argparse.Namespace, ask: Callable[[], bytes]) -> bytes:
+    """The passphrase of --passphrase-fd, or the one that is asked for."""
+    return ask() if args.passphrase_fd is None else read_passphrase(args.passphrase_fd)
+
+
+def amount(tree: Tree) -> str:
+    """How much is in a vault, for people."""
+    size = float(tree.size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    number = f"{size:.0f}" if unit == "bytes" else f"{size:.1f}"
+    return f"{tree.files} file{'' if tree.files == 1 else 's'}, {number} {unit}"
+
+
+@forwarded
+def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
+    """open the vault into RAM"""
+    vault = pod_vault(config)
+    if is_open(vault):
+        say("the vault is open already")
+        return OK
+    prove_tmpfs(vault)
+    fresh = not has_sealed(vault)
+    if fresh:
+        say("there is no sealed vault yet: this starts a new, empty one")
+    for left in reversed(range(1 if args.passphrase_fd is not None else ATTEMPTS)):
+        passphrase = passphrase_for(args, ask_new_passphrase if fresh else ask_passphrase)
+        try:
+            tree = unlock(vault, passphrase)
+            break
+        except WrongPassphrase as error:
+            if not left:
+                hint = "the sealed vault is untouched; try again"
+                raise VaultError(f"{vault.sealed}: {error}", hint) from None
+            say(str(error))
+    say(f"the vault is open at {vault.mount} ({amount(tree)})")
+    start_guard()
+    return OK
+
+
+def start_guard() -> None:
+    """Start the guard in the background; where one runs already the new one ends at once."""
+    import subprocess
+
+    nothing = subprocess.DEVNULL
+    log = os.open("/tmp/tazpod-sync.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        spawn([POD_LAUNCHER, GUARD_WORD], stdin=nothing, stdout=log, stderr=log, new_session=True)
+    finally:
+        os.close(log)
+
+
+def agree_to_upgrade() -> None:
+    """Before the first save over a Go vault: say what that means, and ask on a terminal."""
+    say(f"Go TazPod cannot read what is saved from now on; its file stays as {SEALED_NAME}.go")
+    if on_terminal() and not confirm("Save in the new format?"):
+        raise VaultError("not saved", "the vault stays open and the sealed file as it was")
+
+
+def save_and_say(vault: Vault, force: bool = False) -> None:
+    """Save what changed, and say in one line what was done."""
+    tree = save(vault, force=force, agree=agree_to_upgrade)
+    say(f"saved ({amount(tree)})" if tree else "nothing changed since the last save")
+
+
+@forwarded
+def cmd_save(args: argparse.Namespace, config: Config) -> int:
+    """seal what is in the open vault"""
+    save_and_say(pod_vault(config), args.force)
+    return OK
+
+
+@forwarded
+def cmd_lock(args: argparse.Namespace, config: Config) -> int:
+    """save what changed, then take the vault out of RAM"""
+    vault = pod_vault(config)
+    if args.leaving:
+        _, alive = end_dead_sessions(Path(WORKSPACE, ENVELOPE, "run"), args.leaving)
+        if alive:
+            say(f"the vault stays open: {alive} more session{'s' if alive > 1 else ''}")
+            return OK
+    if not is_open(vault):
+        lock(vault)  # what a killed unlock or lock may have left in RAM
+        if not args.leaving:
+            say("the vault is locked already")
+        return OK
+    if args.discard:
+        say("what changed since the last save is given up")
+    else:
+        save_and_say(vault)
+    holders = lock(vault)
+    if holders:
+        warn(f"still in the vault when it was locked: {', '.join(holders)}")
+    say("the vault is locked")
+    return OK
+
+
+@forwarded
+def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
+    """give the vault another passphrase"""
+    vault = pod_vault(config)
+    if not is_open(vault):
+        raise VaultError("the vault is locked", "tazpod unlock, then tazpod passwd")
+    save(vault, passphrase=passphrase_for(args, ask_new_passphrase), agree=agree_to_upgrade)
+    say("the vault has a new passphrase; versions in the history keep the one they had")
+    return OK
+
+
+def chosen_version(vault: Vault, name: str) -> Path:
+    """A sealed file by what the person calls it; without a name, the present one."""
+    if not name:
+        return vault.sealed
+    matches = [p for p in versions(vault) if name in (p.name, p.name[: -len(".tar.aes")])]
+    if not matches:
+        raise UsageError(f"there is no version {name!r}", "tazpod history lists them")
+    return matches[0]
+
+
+@forwarded
+def cmd_verify(args: argparse.Namespace, config: Config) -> int:
+    """prove that the sealed file opens, without opening the vault"""
+    vault = pod_vault(config)
+    path = chosen_version(vault, args.version)
+    if path == vault.sealed and not has_sealed(vault):
+        raise VaultError(f"{path}: there is no sealed vault")
+    count = verify(vault, path, passphrase_for(args, ask_passphrase))
+    say(f"{path.name} opens and is whole ({count} entries)")
+    return OK
+
+
+@forwarded
+def cmd_restore(args: argparse.Namespace, config: Config) -> int:
+    """make an earlier version the sealed vault"""
+    vault = pod_vault(config)
+    path = chosen_version(vault, args.version)
+    restore(vault, path, passphrase_for(args, ask_passphrase))
+    say(f"{path.name} is the sealed vault now; the one before it is in the history")
+    return OK
+
+
+def cmd_history(args: argparse.Namespace) -> int:
+    """list the sealed versions on this machine"""
+    config = the_project()
+    vault = pod_vault(config) if in_pod() else host_vault(config)
+    paths = versions(vault) + ([vault.sealed] if has_sealed(vault) else [])
+    for path in paths:
+        with open(path, "rb") as file:
+            kind = format_name(file.read(16))
+        info = path.stat()
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(info.st_mtime))
+        name = "(present)" if path == vault.sealed else path.name[: -len(".tar.aes")]
+        emit(f"{name:<26}  {when}  {info.st_size:>10} bytes  {kind}")
+    if not paths:
+        say("there is no sealed vault yet")
+    return OK
+
+
+def cmd_guard(args: argparse.Namespace) -> int:
+    """watch the sessions (started by up and unlock)"""
+    config = the_project()
+    guard(config, pod_vault(config))
+    return OK
+
+
+def cmd_setup(args: argparse.Namespace) -> int:
+    """fit a new container (run by up, as root)"""
+    set_up_pod(args.user)
+    return OK
+
+
+def cmd_holders(args: argparse.Namespace) -> int:
+    """list what holds a device (run by lock, as root)"""
+    emit(json.dumps(scan_holders(args.device)))
+    return OK
+
+
+# ── 11. command line ──────────────────────────────────────────────────────────────────────
+
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def option(*names: str, **settings: Any) -> Option:
+    """What argparse's add_argument takes, as a row of the table below."""
+    return names, settings
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of the command line: what runs it, where it may be typed, its options."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    options: tuple[Option, ...] = ()
+    host_only: bool = False
+
+
+PASSPHRASE_FD = option("--passphrase-fd", type=int, metavar="N", help="read the passphrase from descriptor N")
+DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
+FORCE = option("--force", action="store_true", help="seal also when nothing changed")
+LEAVING = option("--leaving", default="", help=argparse.SUPPRESS)
+IMAGE = option("--image", default="", help="the image to use")
+NAME = option("--name", default="", help="the container's name")
+VERSION = option("version", help="as `tazpod history` names it")
+PERHAPS_VERSION = option(
+    "version", nargs="?", default="", help="an earlier one, as `tazpod history` names it"
+)
+
+WORDS: dict[str, tuple[Word, ...]] = {
+    "Every day": (
+        Word("enter", cmd_enter, host_only=True),
+        Word("unlock", cmd_unlock, (PASSPHRASE_FD,)),
+        Word("save", cmd_save, (FORCE,)),
+        Word("lock", cmd_lock, (DISCARD, LEAVING)),
+    ),
+    "Project and container": (
+        Word("init", cmd_init, (IMAGE, NAME), host_only=True),
+        Word("up", cmd_up, host_only=True),
+        Word("down", cmd_down, (DISCARD,), host_only=True),
+        Word("build", cmd_build, host_only=True),
+        Word("pull", cmd_pull, (option("what", choices=["image"], help="image"),), host_only=True),
+    ),
+    "The vault's care": (
+        Word("passwd", cmd_passwd, (PASSPHRASE_FD,)),
+        Word("history", cmd_history),
+        Word("verify", cmd_verify, (PERHAPS_VERSION, PASSPHRASE_FD)),
+        Word("restore", cmd_restore, (VERSION, PASSPHRASE_FD)),
+    ),
+}
+INTERNAL = (
+    Word(GUARD_WORD, cmd_guard),
+    Word(SETUP_WORD, cmd_setup, (option("user"),)),
+    Word(HOLDERS_WORD, cmd_holders, (option("device", type=int),)),
+)
+ALIASES = {"ssh": ["enter"], "update": ["pull", "image"]}
+
+HELP_HEAD = """\
+usage: tazpod [WORD] [OPTIONS]
+
+With no word, tazpod starts this project's container, opens its vault into RAM inside it, and
+opens a shell; when the shell ends it saves what changed and locks the vault.
+"""
+HELP_TAIL = """\
+Options
+  --yes             answer yes to every question
+  --debug           print every command that is run; show tracebacks
+  --help, -h        also after a word: tazpod unlock --help
+  --version, -v
+
+Files of a project
+  .tazpod/config.yaml            image, names, sizes; every key is optional
+  .tazpod/vault/vault.tar.aes    the sealed vault; without this tool: gpg -d FILE | tar x
+  ~/secrets in the container     the open vault, in RAM only
+
+Exit status
+  0 done   1 failed   2 wrong usage or config   127 a program is missing   130 interrupted
+  enter gives the shell's own.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, a hint, status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing a usage text."""
+        raise UsageError(message, f"{self.prog} --help")
+
+
+def all_words() -> dict[str, Word]:
+    """Every word by its name."""
+    return {word.name: word for group in WORDS.values() for word in group}
+
+
+def make_parser(word: Word) -> Parser:
+    """The parser of one word, made from its row of the table."""
+    summary = (word.run.__doc__ or "").strip()
+    parser = Parser(
+        prog=f"tazpod {word.name}",
+        description=summary[:1].upper() + summary[1:] + ".",
+        allow_abbrev=False,
+        epilog="--yes and --debug work with every word.",
+    )
+    for names, settings in word.options:
+        parser.add_argument(*names, **settings)
+    return parser
+
+
+def overview() -> str:
+    """The text of `tazpod --help`, made from the table of words."""
+    lines = [HELP_HEAD]
+    for title, group in WORDS.items():
+        lines.append(title)
+        for word in group:
+            name = {"enter": "enter, ssh", "pull": "pull image, update"}.get(word.name, word.name)
+            lines.append(f"  {name:<17} {(word.run.__doc__ or '').strip()}")
+        if title.startswith("Project"):
+            lines.append("  help WORD         explain a word")
+        lines.append("")
+    return "\n".join([*lines, HELP_TAIL.rstrip()])
+
+
+def forward_words(word: Word, args: argparse.Namespace) -> list[str]:
+    """The words that say the same in the pod; the passphrase goes another way."""
+    words = [word.name]
+    for names, settings in word.options:
+        value = getattr(args, names[0].lstrip("-").replace("-", "_"))
+        if names[0] == "--passphrase-fd" or value in (False, "", None):
+            continue
+        if settings.get("action") == "store_true":
+            words.append(names[0])
+        else:
+            words += [names[0], str(value)] if names[0].startswith("-") else [str(value)]
+    return words
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run what the command line says."""
+    words: list[str] = []
+    for number, item in enumerate(argv):
+        if item == "--":
+            words += argv[number:]
+            break
+        if item in ("--yes", "--debug"):
+            setattr(OPTIONS, item[2:], True)
+        else:
+            words.append(item)
+    words = ALIASES.get(words[0], words[:1]) + words[1:] if words else ["enter"]
+    if words[0] in ("--version", "-v"):
+        emit(f"tazpod {__version__}")
+        return OK
+    if words[0] in ("help", "--help", "-h"):
+        topic = ALIASES.get(words[1], words[1:2])[0] if len(words) > 1 else ""
+        emit(make_parser(find_word(topic)).format_help().rstrip() if topic else overview())
+        return OK
+    word = find_word(words[0])
+    args = make_parser(word).parse_args(words[1:])
+    args.word, args.forward = word.name, forward_words(word, args)
+    if word.host_only and in_pod():
+        raise UsageError(f"{word.name} is for the host; this is inside the container")
+    return word.run(args)
+
+
+def find_word(name: str) -> Word:
+    """A word of the table, or UsageError with the nearest one."""
+    words = {**all_words(), **{word.name: word for word in INTERNAL}}
+    if name in words:
+        return words[name]
+    import difflib
+
+    near = difflib.get_close_matches(name, [*all_words(), *ALIASES, "help"], n=1)
+    raise UsageError(
+        f"there is no word {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
+        "tazpod --help lists them",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    import resource
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)  # so that `finally` is the only clean-up path
+
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the passphrase
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    failure: Exception
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except TazpodError as error:
+        complain(error)
+        failure, code = error, error.exit_code
+    except KeyboardInterrupt:
+        _talk("")
+        complain(TazpodError("interrupted"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # whoever read the output has gone
+        return FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        complain(TazpodError(f"{where}{error.strerror or error}"))
+        failure, code = error, FAILED
+    except Exception as error:
+        complain(TazpodError(f"a fault in tazpod itself: {type(error).__name__}", "--debug shows it"))
+        failure, code = error, FAILED
+    if OPTIONS.debug:
+        import traceback
+
+        traceback.print_exception(type(failure), failure, failure.__traceback__)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
