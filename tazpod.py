@@ -64,6 +64,7 @@ WORKSPACE = "/workspace"
 POD_TOOL = "/opt/tazpod"
 POD_LAUNCHER = "/usr/local/bin/tazpod"
 POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
+LOG_PATH = "/tmp/tazpod-sync.log"
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
 TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
@@ -75,7 +76,7 @@ RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
 SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
 GUARD_WORD = "__internal_sync_daemon"
 
-TIME_LIMIT = 600.0  # seconds a helper program may take before it counts as hung
+TIME_LIMIT = 120.0  # seconds a helper program may take before it counts as hung
 WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
 ATTEMPTS = 3
 SHORT_PASSPHRASE = 12
@@ -1209,6 +1210,7 @@ class Vault:
         self.folder, self.home, self.size, self.keep = folder, home, size, keep
         self.sealed, self.history = folder / SEALED_NAME, folder / "history"
         self.mount, self.transit = home / "secrets", home / TRANSIT
+        self.marker = folder / ".open"  # on disk while the vault is open; its time: the last save
 
 
 # -- mounts: proc_pid_mountinfo(5)
@@ -1270,8 +1272,7 @@ def mount_tmpfs(vault: Vault) -> None:
                 "look at them, move what you need, delete the rest",
             )
     options = f"size={vault.size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec"
-    # Kernels before 6.4 do not know noswap.
-    for extra in (",noswap", ""):
+    for extra in (",noswap", ""):  # kernels before 6.4 do not know it
         mount = ["mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(vault.transit)]
         result = capture(as_root(mount))
         if result.code == 0:
@@ -1281,6 +1282,8 @@ def mount_tmpfs(vault: Vault) -> None:
             f"no tmpfs could be mounted for the secrets: {result.reason}",
             "the container needs SYS_ADMIN: remove it with `tazpod down`, then `tazpod up`",
         )
+    if not extra and len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        warn("this kernel may write an open vault to swap: turn swap off, or encrypt it")
     mount_now = mounted_at(vault.transit)
     if mount_now is None or mount_now.kind != "tmpfs":
         raise VaultError(f"{vault.transit}: mount said done, but no tmpfs is there")
@@ -1761,12 +1764,23 @@ def unlock(vault: Vault, passphrase: bytes) -> Tree:
             tree = survey(vault.transit)
             write_whole(vault.transit / PASSPHRASE_FILE, passphrase)
             write_state(vault.transit, tree.digest if digest else "", digest)
+            write_whole(vault.marker, b"")
             move_mount(vault.transit, vault.mount)
         except BaseException:
             discard_transit(vault)
+            if not is_open(vault):
+                vault.marker.unlink(missing_ok=True)
             raise
         bridge(vault)
         return tree
+
+
+def tell_lost(vault: Vault) -> None:
+    """Of a locked vault: say so, once, when its RAM went away while it was open."""
+    with contextlib.suppress(FileNotFoundError):
+        when = utc(vault.marker.stat().st_mtime)
+        warn(f"the container stopped while the vault was open; what changed after {when} is lost")
+        vault.marker.unlink()
 
 
 def prove_tmpfs(vault: Vault) -> None:
@@ -1876,6 +1890,7 @@ def save(
             os.close(fd)
         session_passphrase(vault, digest)
         write_state(vault.mount, tree.digest, digest)
+        write_whole(vault.marker, b"")
         prune_history(vault)
         return tree
 
@@ -1906,6 +1921,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def utc(moment: float) -> str:
+    """A time for people, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
 
 
 def version_name(mtime: float) -> str:
@@ -2008,6 +2028,7 @@ def lock(vault: Vault) -> list[str]:
                 if place != str(vault.mount):
                     unmount(Path(place))
             move_mount(vault.mount, vault.transit)
+        vault.marker.unlink(missing_ok=True)
         return discard_transit(vault)
 
 
@@ -2055,7 +2076,10 @@ def observe(config: Config) -> State:
     if not config.ghost_mode:
         return State(ghost=False, open=False, sealed=False)
     opened = capture(is_open_argv(config)).code == 0
-    return State(ghost=True, open=opened, sealed=has_sealed(host_vault(config)))
+    vault = host_vault(config)
+    if not opened:
+        tell_lost(vault)
+    return State(ghost=True, open=opened, sealed=has_sealed(vault))
 
 
 @dataclass
@@ -2124,9 +2148,11 @@ def pod_command(config: Config, words: Sequence[str], passphrase: bytes | None =
     """Run a word of ours in the pod, on this terminal if there is one; its exit status."""
     flags = [flag for flag, on in (("--debug", OPTIONS.debug), ("--yes", OPTIONS.yes)) if on]
     command = ["tazpod", *flags, *words]
-    if passphrase is None:
-        terminal = on_terminal() and sys.stdout.isatty()
-        return run_foreground(exec_argv(config, command, terminal))
+    if passphrase is None and on_terminal() and sys.stdout.isatty():
+        return run_foreground(exec_argv(config, command))
+    if passphrase is None:  # our standard input is not for the pod
+        with open(os.devnull, "rb") as nothing:
+            return run_foreground(exec_argv(config, command, terminal=False), stdin=nothing.fileno())
     with secret_fd(passphrase) as fd:
         argv = exec_argv(config, [*command, "--passphrase-fd", "0"], terminal=False)
         return run_foreground(argv, stdin=fd)
@@ -2460,6 +2486,7 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     if is_open(vault):
         say("the vault is open already")
         return OK
+    tell_lost(vault)
     prove_tmpfs(vault)
     fresh = not has_sealed(vault)
     if fresh:
@@ -2481,14 +2508,12 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
 
 def start_guard() -> None:
     """Start the guard in the background; where one runs already the new one ends at once."""
-    import subprocess
-
-    nothing = subprocess.DEVNULL
-    log = os.open("/tmp/tazpod-sync.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        spawn([POD_LAUNCHER, GUARD_WORD], stdin=nothing, stdout=log, stderr=log, new_session=True)
-    finally:
-        os.close(log)
+    with open(os.devnull, "r+b") as nothing, contextlib.ExitStack() as stack:
+        log = nothing.fileno()
+        with contextlib.suppress(OSError):
+            log = os.open(LOG_PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, log)
+        spawn([POD_LAUNCHER, GUARD_WORD], stdin=nothing, stdout=log, stderr=log, start_new_session=True)
 
 
 def agree_to_upgrade() -> None:
@@ -2588,9 +2613,8 @@ def cmd_history(args: argparse.Namespace) -> int:
         with open(path, "rb") as file:
             kind = format_name(file.read(16))
         info = path.stat()
-        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(info.st_mtime))
         name = "(present)" if path == vault.sealed else path.name[: -len(".tar.aes")]
-        emit(f"{name:<26}  {when}  {info.st_size:>10} bytes  {kind}")
+        emit(f"{name:<26}  {utc(info.st_mtime)}  {info.st_size:>10} bytes  {kind}")
     if not paths:
         say("there is no sealed vault yet")
     return OK
