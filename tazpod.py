@@ -2490,7 +2490,7 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     prove_tmpfs(vault)
     fresh = not has_sealed(vault)
     if fresh:
-        say("there is no sealed vault yet: this starts a new, empty one")
+        say("this starts a new, empty vault: choose its passphrase")
     for left in reversed(range(1 if args.passphrase_fd is not None else ATTEMPTS)):
         passphrase = passphrase_for(args, ask_new_passphrase if fresh else ask_passphrase)
         try:
