@@ -252,9 +252,12 @@ def _paint(text: str, code: str) -> str:
 
 
 def _talk(line: str) -> None:
-    # A terminal that was closed must not stop the saving and locking that follows.
-    with contextlib.suppress(OSError, ValueError):
+    # A terminal that was closed must not stop the saving and locking that follows, nor make a
+    # status of its own when Python flushes at the end.
+    try:
         print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")
 
 
 def say(text: str) -> None:
@@ -321,8 +324,9 @@ def read_passphrase(fd: int) -> bytes:
             if not piece:
                 break
             data += piece
-    except OSError as error:
-        raise UsageError(f"--passphrase-fd {fd}: {error.strerror}") from None
+    except (OSError, OverflowError) as error:
+        text = error.strerror if isinstance(error, OSError) else "there is no such descriptor"
+        raise UsageError(f"--passphrase-fd {fd}: {text}") from None
     return check_passphrase(data[:-1] if data.endswith(b"\n") else data)
 
 
@@ -419,19 +423,23 @@ def spawn(argv: Sequence[str], **options: Any) -> Any:
 def _reap(processes: Iterable[Any]) -> None:
     for process in processes:
         if process.poll() is None:
-            process.kill()
+            try:
+                process.kill()
+            except PermissionError:
+                continue  # sudo runs as root: it is not ours to end, nor to wait for
         process.wait()
 
 
 def capture(
-    argv: Sequence[str], data: bytes = b"", *, pass_fds: tuple[int, ...] = (), limit: float = TIME_LIMIT
+    argv: Sequence[str], data: bytes = b"", *, pass_fds: tuple[int, ...] = (), limit: float | None = None
 ) -> Result:
-    """Run a program with `data` as its standard input and wait for it, at most `limit` seconds.
+    """Run a program with `data` as its standard input and wait for it, `limit` or TIME_LIMIT seconds.
 
     Never raises for its status.  Raises MissingProgram, or TazpodError when it hangs.
     """
     import subprocess
 
+    limit = TIME_LIMIT if limit is None else limit
     process = spawn(argv, pass_fds=pass_fds)
     try:
         out, err = process.communicate(data, timeout=limit)
@@ -486,7 +494,7 @@ def secret_fd(secret: bytes) -> Iterator[int]:
         os.close(read_end)
 
 
-def stream(stages: Sequence[Stage], source: int, sink: int, *, limit: float = TIME_LIMIT) -> list[Result]:
+def stream(stages: Sequence[Stage], source: int, sink: int) -> list[Result]:
     """Run a pipeline from the descriptor `source` to the descriptor `sink`.
 
     Gives one result a stage, every status read, none judged.  A stage that a later stage's end
@@ -496,7 +504,7 @@ def stream(stages: Sequence[Stage], source: int, sink: int, *, limit: float = TI
 
     processes: list[Any] = []
     errors = [memory_file() for _ in stages]
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + TIME_LIMIT
     upstream = source
     try:
         for number, stage in enumerate(stages):
@@ -517,7 +525,7 @@ def stream(stages: Sequence[Stage], source: int, sink: int, *, limit: float = TI
                 process.wait(timeout=max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 name = stages[processes.index(process)].argv[0]
-                raise TazpodError(f"{name} did not end within {limit:g} seconds") from None
+                raise TazpodError(f"{name} did not end within {TIME_LIMIT:g} seconds") from None
         return [
             Result(process.returncode, b"", read_back(fd).decode(errors="replace"))
             for process, fd in zip(processes, errors)
@@ -557,17 +565,20 @@ def run_foreground(
         settings = termios.tcgetattr(0)
     # Not SIG_IGN: exec would hand that down, and nothing in the shell could be interrupted.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
-    process = spawn(argv, stdin=stdin, stdout=None, stderr=None, cwd=cwd, start_new_session=own_session)
+    processes: list[Any] = []
     try:
+        process = spawn(argv, stdin=stdin, stdout=None, stderr=None, cwd=cwd, start_new_session=own_session)
+        processes.append(process)
         if after_start:
             after_start(process)
         code: int = process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(Exception):
-                process.wait(timeout=2)
-        _reap([process])
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(Exception):
+                    process.wait(timeout=2)
+        _reap(processes)
         signal.signal(signal.SIGINT, previous)
         if settings is not None:
             with contextlib.suppress(termios.error):
@@ -657,6 +668,7 @@ KEYS: dict[str, Key] = {
     "vault.retention": Key("vault_retention", int, most=100000),
     "vault.autolock": Key("vault_autolock", int, most=10080),
 }
+SECTIONS = {name.split(".")[0] for name in KEYS if "." in name}
 # Seen in files that Go TazPod wrote: accepted, whatever they hold.
 LEGACY_KEYS = ("mode", "ghost_mode", "providers", "active_provider", "version")
 
@@ -676,10 +688,10 @@ def find_project(start: Path) -> Path | None:
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a YAML mapping as dotted keys, with their nodes."""
+    """The keys of a YAML mapping, dotted below a section, with their nodes."""
     for key, value in node.value:
         name = f"{prefix}{key.value}"
-        if value.id == "mapping" and name not in LEGACY_KEYS:
+        if value.id == "mapping" and name in SECTIONS:
             yield from _flatten(value, f"{name}.")
         else:
             yield name, value
@@ -716,7 +728,7 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
     config = Config(project=project, container_name=legal_name(project.name))
-    if root is None:
+    if root is None or str(root.tag).endswith(":null"):
         return config, []
     if root.id != "mapping":
         raise UsageError(f"{where}:{root.start_mark.line + 1}: must be a mapping of keys")
@@ -724,10 +736,12 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
     warnings: list[str] = []
     for name, node in _flatten(root):
         line = node.start_mark.line + 1
-        if name == "ghost_mode" and node.value == "false":
+        if name == "ghost_mode" and str(node.value).lower() in ("false", "no", "off"):
             values.setdefault("ghost_mode", False)  # where older files kept it
         if name.split(".")[0] in LEGACY_KEYS or str(node.tag).endswith(":null"):
             continue
+        if name in SECTIONS:
+            raise UsageError(f"{where}:{line}: {name}: must be a mapping of keys")
         key = KEYS.get(name)
         if key is None:
             import difflib
@@ -906,6 +920,11 @@ class Container:
         """Whether a command can be run in it."""
         return self.status == "running"
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it may hold an open vault: pausing keeps it."""
+        return self.status in ("running", "paused")
+
 
 def parse_inspect(text: bytes) -> Container:
     """The answer of `docker container inspect` for one container."""
@@ -959,13 +978,25 @@ def find_container(config: Config) -> Container | None:
         raise engine_error(result)
     container = parse_inspect(result.out)
     ours = str(config.project)
-    if container.project != ours:
+    if os.path.realpath(container.project or "/") != os.path.realpath(ours):  # Go kept links in it
         other = container.project or "no TazPod project"
         raise TazpodError(
             f"the container {config.container_name} belongs to {other}, not to {ours}",
             f"give this project another container_name in {CONFIG_PATH}",
         )
     return container
+
+
+def vault_is_open(config: Config, strict: bool = True) -> bool:
+    """Whether the vault in the container is open; to `strict`, an exec that failed is no answer.
+
+    `mountpoint -q` itself says nothing: what is said comes from docker, on either output.
+    """
+    result = capture(is_open_argv(config))
+    said = result.err + result.out.decode(errors="replace")
+    if strict and result.code != 0 and said.strip() and "executable file not found" not in said:
+        raise engine_error(result)
+    return result.code == 0
 
 
 def pull_image(config: Config) -> None:
@@ -1090,7 +1121,8 @@ def install_tool(config: Config, container: Container) -> None:
     )
     setup = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user]
     result = capture(["docker", "exec", "-u", "0", name, *setup])
-    if result.code == 127 or "executable file not found" in result.err:
+    said = result.err + result.out.decode(errors="replace")  # docker tells its own trouble on either
+    if "executable file not found" in said:
         raise MissingProgram(
             f"the image {config.image} has no python3, so it cannot hold the vault",
             "use an image built from Dockerfile.ai, or add python3 to yours",
@@ -1098,7 +1130,8 @@ def install_tool(config: Config, container: Container) -> None:
     for line in result.err.splitlines():
         _talk(line)
     if result.code != 0:
-        raise TazpodError(f"the container {name} could not be set up", "see the line above")
+        kind = MissingProgram if result.code == MISSING else TazpodError
+        raise kind(f"the container {name} could not be set up", "see the line above")
     write_whole(record, wanted)
 
 
@@ -1313,7 +1346,8 @@ def discard_transit(vault: Vault) -> list[str]:
                 unmount(Path(place))
         if capture(as_root(["umount", str(vault.transit)])).code == 0:
             continue
-        holders = find_holders(os.stat(vault.transit).st_dev)
+        hidden = ["a process that may not be looked into"]
+        holders = find_holders(os.stat(vault.transit).st_dev) or hidden
         # A detached tmpfs stays readable through a working directory or an open file, and so
         # does a deleted file: only truncating destroys what is in it.
         erase = ["find", str(vault.transit), "-xdev", "-type", "f", "-exec", "truncate", "-s0"]
@@ -1441,6 +1475,15 @@ def is_native(head: bytes) -> bool:
     return head[:6] == b"\x8c\x0d\x04\x09\x03\x0a" and head[14:16] == b"\xff\xd2"
 
 
+def sealed_head(path: Path) -> bytes:
+    """The first bytes of a sealed file, which tell its format; a fifo there must not block us."""
+    fd = open_sealed_file(path)
+    try:
+        return os.pread(fd, 16, 0)
+    finally:
+        os.close(fd)
+
+
 def format_name(head: bytes) -> str:
     """`openpgp` or `go`, by the first 16 bytes."""
     return "openpgp" if is_native(head) else "go"
@@ -1472,7 +1515,8 @@ def gpg_accepts(status: str) -> bool:
 
     Its exit status alone proves nothing: a cut file and a plain packet give 0 as well.
     """
-    words = [line.split()[1] for line in status.splitlines() if line.startswith("[GNUPG:] ")]
+    lines = [line.split() for line in status.splitlines() if line.startswith("[GNUPG:] ")]
+    words = [line[1] for line in lines if len(line) > 1]
     if not all(words.count(w) == 1 for w in ("BEGIN_DECRYPTION", "END_DECRYPTION", "PLAINTEXT")):
         return False
     begin, end = words.index("BEGIN_DECRYPTION"), words.index("END_DECRYPTION")
@@ -1689,6 +1733,7 @@ def survey(root: Path) -> Tree:
             names.append(name)
             for part in (name, b"%o %d" % (info.st_mode, info.st_mtime_ns), content):
                 digest.update(b"%d:" % len(part) + part)
+    names.sort(key=lambda name: name.split(b"/"))  # tar sets a folder's time when it leaves it, once
     return Tree(digest.hexdigest(), tuple(names), files, size, tuple(left_out))
 
 
@@ -1949,8 +1994,7 @@ def sealed_digest(vault: Vault) -> str:
 
 def sealed_is_native(vault: Vault) -> bool:
     """Whether the sealed file has our own format."""
-    with open(vault.sealed, "rb") as file:
-        return is_native(file.read(16))
+    return is_native(sealed_head(vault.sealed))
 
 
 def keep_version(vault: Vault) -> None:
@@ -1978,7 +2022,7 @@ def keep_version(vault: Vault) -> None:
 
 def versions(vault: Vault) -> list[Path]:
     """The versions in the history, the oldest first."""
-    return sorted(vault.history.glob("vault-*.tar.aes"), key=lambda p: (p.stat().st_mtime, p.name))
+    return sorted(vault.history.glob("vault-*.tar.aes"), key=lambda p: (p.lstat().st_mtime, p.name))
 
 
 def prune_history(vault: Vault) -> None:
@@ -2027,6 +2071,7 @@ def lock(vault: Vault) -> list[str]:
             for place in mounts_of(device.device) if device else ():
                 if place != str(vault.mount):
                     unmount(Path(place))
+            vault.marker.unlink(missing_ok=True)  # first: nobody may take the mark for a loss
             move_mount(vault.mount, vault.transit)
         vault.marker.unlink(missing_ok=True)
         return discard_transit(vault)
@@ -2075,7 +2120,7 @@ def observe(config: Config) -> State:
     """Look at the vault of a running container."""
     if not config.ghost_mode:
         return State(ghost=False, open=False, sealed=False)
-    opened = capture(is_open_argv(config)).code == 0
+    opened = vault_is_open(config)
     vault = host_vault(config)
     if not opened:
         tell_lost(vault)
@@ -2179,8 +2224,8 @@ def leave(config: Config, session: Session, interrupted: bool) -> int:
         signal.signal(number, lambda *_: None)  # this runs to its end
     words = ["lock", "--leaving", session.id]
     head = b""
-    with contextlib.suppress(OSError), open(host_vault(config).sealed, "rb") as file:
-        head = file.read(16)
+    with contextlib.suppress(VaultError):
+        head = sealed_head(host_vault(config).sealed)
     if head and not is_native(head) and on_terminal() and not interrupted:
         return pod_command(config, words)  # there is a question to answer
     with open(os.devnull, "rb") as nothing:
@@ -2285,6 +2330,16 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
     return dead, alive
 
 
+def terminal_of(pid: int) -> Path:
+    """The terminal of a process, or else its standard input (proc_pid_stat(5)).
+
+    /proc/<pid>/fd will not do: where the project is root's, Docker's first shell is closed to it.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    device = int(fields[4])
+    return Path(f"/dev/pts/{os.minor(device)}" if os.major(device) == 136 else f"/proc/{pid}/fd/0")
+
+
 def last_sign_of_life(vault: Vault, folder: Path) -> float:
     """When somebody last typed, or something was last printed, in any session (epoch seconds)."""
     moments = [0.0]
@@ -2294,7 +2349,7 @@ def last_sign_of_life(vault: Vault, folder: Path) -> float:
         shell = shell_of(folder, name)
         if shell:
             with contextlib.suppress(OSError):
-                terminal = os.stat(f"/proc/{shell.pid}/fd/0")
+                terminal = os.stat(terminal_of(shell.pid))
                 moments += (terminal.st_atime, terminal.st_mtime)
     return max(moments)
 
@@ -2327,21 +2382,30 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch) -> None
         watch.delay = min(watch.delay * 2, 60.0)
 
 
+def tool_stamp() -> tuple[int, ...]:
+    """What tells this file from a newer one in its place, which may have got the same inode."""
+    with contextlib.suppress(FileNotFoundError):
+        info = os.stat(__file__)
+        return info.st_ino, info.st_ctime_ns, info.st_size
+    return ()
+
+
 def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
     """Watch the sessions until SIGTERM.  There is one in a container: another ends at once."""
     folder, watch = private_folder(Path(WORKSPACE, ENVELOPE, "run")), Watch()
-    own = os.stat(__file__)
+    own = tool_stamp()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked_file(folder / "guard.lock", "guarding", wait=0))
         except TazpodError:
             return
-        while os.path.samestat(own, os.stat(__file__)):  # until a newer tool is put here
+        while tool_stamp() == own:
             try:
                 look_after(config, vault, folder, watch)
             except (TazpodError, OSError) as error:
                 warn(str(error))
             time.sleep(tick)
+        time.sleep(tick)  # until all of the newer one is there
     os.execv(POD_LAUNCHER, ["tazpod", GUARD_WORD])
 
 
@@ -2408,7 +2472,9 @@ def cmd_down(args: argparse.Namespace) -> int:
     if container is None:
         say(f"there is no container {config.container_name}")
         return OK
-    if container.running and config.ghost_mode and capture(is_open_argv(config)).code == 0:
+    if container.status == "paused":
+        docker(["docker", "unpause", config.container_name])
+    if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not args.discard):
         words = ["lock", "--discard"] if args.discard else ["lock"]
         if pod_command(config, words) != 0 and not args.discard:
             raise VaultError(
@@ -2448,7 +2514,7 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
             return word(args, config)
         if args.word in ("lock", "save"):
             container = find_container(config)
-            if container is None or not container.running:
+            if container is None or not container.in_memory:
                 if args.word == "save":
                     raise VaultError("the vault is locked: there is nothing to save", "tazpod")
                 say("the vault is locked already")
@@ -2546,6 +2612,7 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
             say(f"the vault stays open: {alive} more session{'s' if alive > 1 else ''}")
             return OK
     if not is_open(vault):
+        tell_lost(vault)
         lock(vault)  # what a killed unlock or lock may have left in RAM
         if not args.leaving:
             say("the vault is locked already")
@@ -2610,9 +2677,11 @@ def cmd_history(args: argparse.Namespace) -> int:
     vault = pod_vault(config) if in_pod() else host_vault(config)
     paths = versions(vault) + ([vault.sealed] if has_sealed(vault) else [])
     for path in paths:
-        with open(path, "rb") as file:
-            kind = format_name(file.read(16))
-        info = path.stat()
+        try:
+            kind = format_name(sealed_head(path))
+        except VaultError:
+            kind = "no sealed vault"
+        info = path.lstat()
         name = "(present)" if path == vault.sealed else path.name[: -len(".tar.aes")]
         emit(f"{name:<26}  {utc(info.st_mtime)}  {info.st_size:>10} bytes  {kind}")
     if not paths:
@@ -2793,7 +2862,8 @@ def dispatch(argv: Sequence[str]) -> int:
         emit(f"tazpod {__version__}")
         return OK
     if words[0] in ("help", "--help", "-h"):
-        topic = ALIASES.get(words[1], words[1:2])[0] if len(words) > 1 else ""
+        topics = [word for word in words if word not in ("help", "--help", "-h")]
+        topic = ALIASES.get(topics[0], topics)[0] if topics else ""
         emit(make_parser(find_word(topic)).format_help().rstrip() if topic else overview())
         return OK
     word = find_word(words[0])

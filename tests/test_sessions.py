@@ -1,0 +1,254 @@
+"""Several people in one container: who locks the vault, and when, whatever happens to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import enginelib
+import pytest
+from enginelib import GUARD, PASSPHRASE, SECRET, SECRETS, Place, Terminal, docker, eventually
+
+import tazpod
+
+place, lab = enginelib.place, enginelib.lab
+template, project_with_vault = enginelib.template, enginelib.project_with_vault
+pytestmark = pytest.mark.engine
+
+ASK = "Passphrase: "
+
+
+def alive(place: Place, pid: str) -> bool:
+    """Whether a process of the container runs."""
+    return place.inside(f"kill -0 {pid}").returncode == 0
+
+
+def joins(place: Place) -> Terminal:
+    """Another person, who comes while the vault is open."""
+    person = place.terminal()
+    person.shell()
+    assert "[y/N]" not in person.seen
+    assert ASK not in person.seen
+    return person
+
+
+def session_files(place: Place) -> list[str]:
+    """What sessions leave in the run folder."""
+    kinds = (".lease", ".session", ".shell")
+    return [path.name for path in (place.folder / ".tazpod/run").iterdir() if path.suffix in kinds]
+
+
+def guard_looks(place: Place) -> None:
+    """Wait until the guard has looked once more: it takes the lease of a dead host side away."""
+    dead = place.folder / ".tazpod/run/0123456789abcdef.lease"
+    dead.touch()
+    eventually(lambda: not dead.exists(), "the guard looks")
+
+
+def test_the_last_to_leave_saves_and_locks(lab: Place) -> None:
+    first, second = lab.enter(), joins(lab)
+    assert "the vault is open already" in second.sh("tazpod unlock")
+    first.sh("echo new > ~/secrets/new")
+    assert first.leaves(3) == 3
+    assert "the vault stays open: 1 more session" in first.seen
+    assert "saved" not in first.seen
+    assert second.sh("cat ~/secrets/new ~/secrets/kept") == f"new\n{SECRET}"
+    assert second.leaves() == 0
+    assert "saved (2 files" in second.seen
+    assert "the vault is locked" in second.seen
+    assert lab.is_shut()
+    assert session_files(lab) == []
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_a_dead_host_side_ends_its_own_shell_and_the_last_one_locks(lab: Place, end: str) -> None:
+    first, second = lab.enter(), joins(lab)
+    shells = [person.sh("echo $$") for person in (first, second)]
+    first.sh("echo new > ~/secrets/new")
+    for person, shell, other in ((first, *shells), (second, *reversed(shells))):
+        person.kill(signal.SIGKILL) if end == "killed" else person.closes()
+        eventually(lambda pid=shell: not alive(lab, pid), "the shell of the dead host side ends")
+        if person is first:
+            guard_looks(lab)
+            assert alive(lab, other)
+            assert second.sh("cat ~/secrets/new") == "new"
+    eventually(lab.is_shut, "the vault is locked")
+    eventually(lambda: not session_files(lab), "the files of the sessions are gone")
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    assert lab.reads("cat ~/secrets/new") == "new"
+
+
+def test_two_that_enter_at_once_do_not_swap_their_shells(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    people = [lab.terminal() for _ in range(4)]
+    shells = [person.sh("echo $$") for person in people]
+    assert len(set(shells)) == len(people)
+    for number, person in enumerate(people[:-1]):
+        person.kill(signal.SIGKILL)
+        eventually(lambda pid=shells[number]: not alive(lab, pid), "its own shell ends")
+        guard_looks(lab)
+        assert all(alive(lab, pid) for pid in shells[number + 1 :])
+    assert people[-1].sh("cat ~/secrets/kept") == SECRET
+    assert people[-1].leaves() == 0
+    assert "the vault is locked" in people[-1].seen
+
+
+def test_an_unlock_left_at_its_prompt_blocks_nobody(lab: Place) -> None:
+    for words in ((), ("unlock",)):
+        orphan = lab.terminal(*words)
+        if not words:
+            orphan.answers((r"Unlock it\? \[y/N\] ", "y"))
+        orphan.sees(ASK)
+        orphan.kill(signal.SIGKILL)
+    assert lab.inside("pgrep -f 'main... unlock$'").returncode == 0
+    person = lab.enter()
+    assert person.sh("cat ~/secrets/kept") == SECRET
+    assert person.leaves() == 0
+    assert "the vault is locked" in person.seen
+    assert lab.is_shut()
+
+
+def test_a_plain_unlock_stays_open_until_it_is_locked(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    for _ in range(2):
+        guard_looks(lab)
+        if not lab.is_open():  # the lease that guard_looks leaves counts as a session that died
+            break
+    assert "the vault is locked" in lab.ok("lock")
+    assert lab.is_shut()
+
+
+# -- autolock
+
+IDLE = f"""
+import sys, time; sys.path.insert(0, "{tazpod.POD_TOOL}"); import tazpod, pathlib
+vault = tazpod.Vault(pathlib.Path("/workspace/.tazpod/vault"), pathlib.Path("/home/tazpod"))
+print(int(time.time() - tazpod.last_sign_of_life(vault, pathlib.Path("/workspace/.tazpod/run"))))
+"""
+
+
+def idle(place: Place) -> int:
+    """How many seconds ago somebody last did something, as the guard sees it."""
+    return int(place.reads(f"python3 -c '{IDLE}'"))
+
+
+def age(place: Place, minutes: int, *paths: str) -> None:
+    """Make files look as if nothing had happened to them for so long."""
+    place.reads(f"touch -d '-{minutes} minutes' {' '.join(paths)}", user="0")
+
+
+@pytest.mark.parametrize("autolock", [0, 5])
+def test_autolock_counts_minutes_without_a_keystroke(project_with_vault: Place, autolock: int) -> None:
+    place = project_with_vault
+    place.configure(f"vault.autolock: {autolock}")
+    person = place.enter()
+    terminal = person.sh("echo new > ~/secrets/new; tty")
+    assert idle(place) < 60
+    age(place, 8, f"{SECRETS}/{tazpod.STATE_FILE}")
+    assert idle(place) < 60  # somebody typed
+    age(place, 4, terminal)
+    assert 200 < idle(place) < 300
+    guard_looks(place)
+    assert place.is_open()
+    age(place, 8, terminal)
+    if autolock == 0:
+        assert idle(place) > 400
+        guard_looks(place)
+        assert place.is_open()
+        return
+    eventually(place.is_shut, "the vault is locked")
+    assert person.sh("ls -A ~/secrets") == ""  # the shell stays
+    assert person.leaves() == 0
+    place.ok("unlock", passphrase=PASSPHRASE)
+    assert place.reads("cat ~/secrets/new") == "new"
+
+
+# -- what is left inside
+
+READER = """
+exec 3< ~/secrets/kept 4< ~/secrets/kept; cd ~/secrets; touch /tmp/inside
+until [ -e /tmp/go ]; do read -t 0.1 < /dev/zero; done
+{ cat kept; cat ~/secrets/kept; cat <&3; cat /proc/self/fd/4; ls -A; ls -A ~/secrets; } > /tmp/found 2>/dev/null
+touch /tmp/done
+"""
+
+
+def test_who_is_left_inside_is_named_and_reads_nothing_more(lab: Place) -> None:
+    person = lab.enter()
+    docker("exec", "-d", lab.name, "bash", "-c", READER)
+    eventually(lambda: lab.inside("test -e /tmp/inside").returncode == 0, "somebody is inside")
+    pid = lab.reads("pgrep -f 'exec 3<' | head -n 1")
+    lab.reads(": > /tmp/mapped; cp ~/secrets/kept ~/secrets/other")
+    follower = subprocess.Popen(
+        ["docker", "exec", lab.name, "tail", "-f", f"{SECRETS}/other"], stdout=subprocess.DEVNULL
+    )
+    eventually(lambda: lab.inside("pgrep -x tail").stdout, "another follows a file")
+    assert person.leaves() == 0
+    assert "saved (2 files" in person.seen
+    warning = next(line for line in person.seen.splitlines() if "still in the vault" in line)
+    assert f"{pid} (bash)" in warning
+    assert "(tail)" in warning
+    assert lab.is_shut()
+    lab.reads("touch /tmp/go")
+    eventually(lambda: lab.inside("test -e /tmp/done").returncode == 0, "it has tried to read")
+    assert lab.reads("cat /tmp/found") == ""
+    follower.kill()
+    follower.wait()
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    assert lab.reads("cat ~/secrets/kept ~/secrets/other") == f"{SECRET}\n{SECRET}"
+
+
+def test_a_lock_typed_inside_the_vault_locks_it(lab: Place) -> None:
+    person = lab.enter()
+    shell = person.sh("cd ~/secrets; echo $$")
+    said = person.sh("tazpod lock; cat kept ./kept ~/secrets/kept 2>/dev/null; true")
+    assert f"still in the vault when it was locked: {shell} (bash)" in said
+    assert SECRET not in said
+    assert lab.is_shut()
+
+
+# -- the guard
+
+
+def test_there_is_one_guard(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    eventually(lambda: len(lab.guards()) == 1, "one guard runs")
+    (guard,) = lab.guards()
+    assert lab.inside(f"timeout 30 tazpod {tazpod.GUARD_WORD}").returncode == 0
+    for _ in range(2):
+        lab.ok("up")
+        eventually(lambda: lab.guards() == [guard], "the first guard alone goes on")
+    lab.reads(f"kill {guard}")
+    eventually(lambda: lab.guards() == [], "it ends on SIGTERM")
+    lab.ok("up")
+    eventually(lambda: len(lab.guards()) == 1, "up starts another")
+
+
+def test_a_newer_tool_takes_the_guard_over(project_with_vault: Place) -> None:
+    place = project_with_vault
+    person = place.enter()
+    shell = person.sh("echo new > ~/secrets/new; echo $$")
+    eventually(lambda: len(place.guards()) == 1, "one guard runs")
+    with place.tool.open("a") as file:
+        file.write('\nif GUARD_WORD in sys.argv: say("a newer tool guards")\n')
+    place.ok("up")
+    log = f"cat {tazpod.LOG_PATH}"
+    eventually(lambda: "a newer tool guards" in place.inside(log).stdout, "the guard is the newer one")
+    eventually(lambda: len(place.guards()) == 1, "there is one")
+    person.kill(signal.SIGKILL)
+    eventually(lambda: not alive(place, shell), "its shell ends")
+    eventually(place.is_shut, "and the vault is locked")
+
+
+def test_only_the_owner_reads_what_sessions_leave(lab: Place) -> None:
+    person = lab.enter()
+    run = lab.folder / ".tazpod/run"
+    assert run.stat().st_mode & 0o777 == 0o700
+    for path in (*run.iterdir(), *lab.vault.rglob("*")):
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert path.stat().st_mode & 0o777 == wanted or path == lab.sealed, path
+    assert os.listdir(run)
+    assert person.leaves() == 0
+
+
