@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -557,9 +558,13 @@ def run_foreground(
     """Run a program on this terminal and give its status as a shell would.
 
     Ctrl-C belongs to the program while it runs; the terminal's settings are put back after it.
+    With `own_session` the program outlives the terminal: neither a signal from there ends it, nor
+    an error of writing there, since its standard error is passed on for as long as that goes.
     """
+    import subprocess
     import termios
 
+    talk = subprocess.PIPE if own_session else None
     settings = None
     with contextlib.suppress(termios.error, OSError, ValueError):
         settings = termios.tcgetattr(0)
@@ -567,10 +572,12 @@ def run_foreground(
     previous = signal.signal(signal.SIGINT, lambda *_: None)
     processes: list[Any] = []
     try:
-        process = spawn(argv, stdin=stdin, stdout=None, stderr=None, cwd=cwd, start_new_session=own_session)
+        process = spawn(argv, stdin=stdin, stdout=None, stderr=talk, cwd=cwd, start_new_session=own_session)
         processes.append(process)
         if after_start:
             after_start(process)
+        for line in process.stderr if talk else ():
+            _talk(line.decode(errors="replace").rstrip())
         code: int = process.wait()
     finally:
         for process in processes:
@@ -1270,10 +1277,15 @@ def parse_mountinfo(text: str) -> list[Mount]:
     return mounts
 
 
+def mounts_at(path: Path) -> list[Mount]:
+    """What is mounted exactly at `path`, the topmost last."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [m for m in parse_mountinfo(file.read()) if m.point == str(path)]
+
+
 def mounted_at(path: Path) -> Mount | None:
     """What is mounted exactly at `path`, the topmost if there are several."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        found = [m for m in parse_mountinfo(file.read()) if m.point == str(path)]
+    found = mounts_at(path)
     return found[-1] if found else None
 
 
@@ -1323,9 +1335,9 @@ def mount_tmpfs(vault: Vault) -> None:
 
 
 def move_mount(source: Path, target: Path) -> None:
-    """Move a mount in one step, busy or not (mount(8), --move)."""
+    """Move a mount in one step, busy or not (mount(8), --move); the mount table tells whether it did."""
     result = capture(as_root(["mount", "--move", str(source), str(target)]))
-    if result.code != 0 or mounted_at(source) is not None or mounted_at(target) is None:
+    if mounted_at(source) is not None or mounted_at(target) is None:
         raise VaultError(f"{source} could not be moved to {target}: {result.reason}")
 
 
@@ -1341,10 +1353,9 @@ def discard_transit(vault: Vault) -> list[str]:
             return holders
         if mount.kind != "tmpfs":
             raise VaultError(f"{vault.transit}: a {mount.kind} is mounted there")
-        for place in mounts_of(mount.device):  # the bridges, and whatever else shows it
-            if place != str(vault.transit):
-                unmount(Path(place))
-        if capture(as_root(["umount", str(vault.transit)])).code == 0:
+        # The bridges, and whatever else shows it.  A busy one is a busy vault, though TRANSIT is idle.
+        idle = [unmount(Path(p)) for p in mounts_of(mount.device) if p != str(vault.transit)]
+        if all(idle) and not take_off(vault.transit):
             continue
         hidden = ["a process that may not be looked into"]
         holders = find_holders(os.stat(vault.transit).st_dev) or hidden
@@ -1357,12 +1368,21 @@ def discard_transit(vault: Vault) -> list[str]:
         unmount(vault.transit)
 
 
-def unmount(place: Path) -> None:
-    """Unmount, lazily when it is busy."""
-    if capture(as_root(["umount", str(place)])).code != 0:
-        result = capture(as_root(["umount", "-l", str(place)]))
-        if result.code != 0 and mounted_at(place) is not None:
-            raise VaultError(f"{place} could not be unmounted: {result.reason}")
+def take_off(place: Path, *options: str) -> str:
+    """Take the topmost mount of a place away (umount(8)); '' when it is gone, else why it is not."""
+    before = len(mounts_at(place))
+    result = capture(as_root(["umount", *options, str(place)]))
+    return "" if len(mounts_at(place)) < before else result.reason
+
+
+def unmount(place: Path) -> bool:
+    """Unmount, lazily when it is busy; whether it was idle."""
+    if not take_off(place):
+        return True
+    failure = take_off(place, "-l")
+    if failure:
+        raise VaultError(f"{place} could not be unmounted: {failure}")
+    return False
 
 
 def _device_of(place: Path) -> int:
@@ -1463,6 +1483,28 @@ def digest_fd(fd: int) -> str:
         digest.update(piece)
     os.lseek(fd, 0, os.SEEK_SET)
     return digest.hexdigest()
+
+
+def digest_data(fd: int, size: int) -> bytes:
+    """A digest of a file's size and data; holes are skipped, however large they are (lseek(2))."""
+    digest = hashlib.sha256(b"%d" % size)
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # there is no more data
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        digest.update(b" %d-%d:" % (start, end))
+        while start < end:
+            piece = os.pread(fd, min(1 << 20, end - start), start)
+            if not piece:
+                break
+            digest.update(piece)
+            start += len(piece)
+    return digest.digest()
 
 
 def is_native(head: bytes) -> bool:
@@ -1614,11 +1656,11 @@ def _oid(dotted: str) -> bytes:
 
 _seq, _octets, _int = partial(_der, 0x30), partial(_der, 0x04), partial(_der, 0x02)
 
-UNPACK = ("--extract", "--preserve-permissions", "--no-same-owner", "--warning=no-timestamp")
+UNPACK = ("--extract", "--verbose", "--preserve-permissions", "--no-same-owner", "--warning=no-timestamp")
 
 
-def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str]) -> bytes:
-    """Decrypt a sealed file into a tar command; give what tar printed.
+def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tuple[int, ...] = ()) -> bytes:
+    """Decrypt a sealed file into a tar command, which inherits `pass_fds`; give what tar printed.
 
     What tar did counts only when this returns: on WrongPassphrase or VaultError the caller
     throws it away whole.
@@ -1626,13 +1668,13 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str]) -> bytes:
     head = os.pread(sealed, 16, 0)
     os.lseek(sealed, 0, os.SEEK_SET)
     if not is_native(head):
-        return _unseal_go(sealed, passphrase, consumer)
+        return _unseal_go(sealed, passphrase, consumer, pass_fds)
     output, status_fd = memory_file(), memory_file()
     try:
         with gpg_base() as gpg, secret_fd(passphrase) as fd:
             fds = ("--passphrase-fd", str(fd), "--status-fd", str(status_fd))
             decrypt = Stage([*gpg, *fds, "--decrypt"], (fd, status_fd))
-            stages = [decrypt, Stage([*consumer, "--file=-"])]
+            stages = [decrypt, Stage([*consumer, "--file=-"], pass_fds)]
             results = stream(stages, sealed, output)
         status = read_back(status_fd).decode(errors="replace")
         gpg_failed = results[0].code > 0 and "Broken pipe" not in results[0].err
@@ -1651,19 +1693,19 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str]) -> bytes:
 
 def check_tar(stages: Sequence[Stage], results: Sequence[Result]) -> None:
     """Judge a pipeline that ends in tar: any complaint of tar's is a refusal."""
-    if "No space left on device" in results[-1].err:
+    if "No space left on device" in results[-1].err or ": Wrote only " in results[-1].err:
         raise VaultError("the vault is larger than the RAM it is given", f"raise vault.size in {CONFIG_PATH}")
     failure = first_failure(stages, results)
     if failure or results[-1].err.strip():
         raise VaultError(f"the vault could not be read: {failure or results[-1].reason}")
 
 
-def _unseal_go(sealed: int, passphrase: bytes, consumer: Sequence[str]) -> bytes:
+def _unseal_go(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tuple[int, ...]) -> bytes:
     with os.fdopen(os.dup(sealed), "rb") as file:
         archive = memory_file(open_go_vault(file.read(), passphrase))
     output = memory_file()
     try:
-        stages = [Stage([*consumer, "--gzip", "--file=-"])]
+        stages = [Stage([*consumer, "--gzip", "--file=-"], pass_fds)]
         check_tar(stages, stream(stages, archive, output))
         return read_back(output)
     finally:
@@ -1716,7 +1758,7 @@ def survey(root: Path) -> Tree:
                     files, size = files + 1, size + info.st_size
                     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                     try:
-                        content = digest_fd(fd).encode()
+                        content = digest_data(fd, info.st_size)
                     finally:
                         os.close(fd)
                     if info.st_nlink > 1:
@@ -1752,8 +1794,13 @@ def read_state(vault: Vault) -> dict[str, str]:
 
 
 def write_state(folder: Path, tree: str, sealed: str) -> None:
-    """Remember in RAM what was sealed last."""
-    write_whole(folder / STATE_FILE, json.dumps({"tree": tree, "sealed": sealed}).encode())
+    """Remember in RAM what was sealed last: in place and never longer, for a full tmpfs has no room."""
+    data = json.dumps({"tree": tree, "sealed": sealed}).encode().ljust(512)
+    fd = os.open(folder / STATE_FILE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, data, 0)
+    finally:
+        os.close(fd)
 
 
 def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
@@ -1790,15 +1837,20 @@ def unlock(vault: Vault, passphrase: bytes) -> Tree:
         if is_open(vault):
             return survey(vault.mount)
         discard_transit(vault)
-        mount_tmpfs(vault)
         try:
+            mount_tmpfs(vault)
             digest = ""
             if has_sealed(vault):
                 fd = open_sealed_file(vault.sealed)
+                # Not the path: a tar that outlives us must not find the disk below what was unmounted.
+                ram = os.open(vault.transit, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    unseal(fd, passphrase, ["tar", *UNPACK, "--directory", str(vault.transit)])
+                    unpack = ["tar", *UNPACK, f"--directory=/dev/fd/{ram}"]
+                    if not unseal(fd, passphrase, unpack, (ram,)):
+                        raise VaultError("the vault could not be read: tar found nothing in it")
                     digest = digest_fd(fd)
                 finally:
+                    os.close(ram)
                     os.close(fd)
             for name in (PASSPHRASE_FILE, STATE_FILE):  # Go packed its own
                 with contextlib.suppress(FileNotFoundError):
@@ -1810,13 +1862,11 @@ def unlock(vault: Vault, passphrase: bytes) -> Tree:
             write_whole(vault.transit / PASSPHRASE_FILE, passphrase)
             write_state(vault.transit, tree.digest if digest else "", digest)
             write_whole(vault.marker, b"")
+            bridge(vault)
             move_mount(vault.transit, vault.mount)
         except BaseException:
-            discard_transit(vault)
-            if not is_open(vault):
-                vault.marker.unlink(missing_ok=True)
+            take_away(vault)
             raise
-        bridge(vault)
         return tree
 
 
@@ -1833,20 +1883,25 @@ def prove_tmpfs(vault: Vault) -> None:
     with vault_lock(vault):
         if not is_open(vault):
             discard_transit(vault)
-            mount_tmpfs(vault)
-            discard_transit(vault)
+            try:
+                mount_tmpfs(vault)
+            finally:
+                discard_transit(vault)
 
 
 def bridge(vault: Vault) -> None:
-    """Show the vault's own .aws as ~/.aws, so that no token of the AWS CLI touches a disk."""
-    source, target = vault.mount / ".aws", vault.home / ".aws"
+    """Show the vault's own .aws as ~/.aws, so that no token of the AWS CLI touches a disk.
+
+    Done in TRANSIT: an open vault is bridged.
+    """
+    source, target = vault.transit / ".aws", vault.home / ".aws"
     if source.is_symlink() or not source.is_dir():
-        warn(f"{source}: is not a folder; {target} stays on the container's disk")
+        warn(f"{vault.mount / '.aws'}: is not a folder; {target} stays on the container's disk")
         return
     if mounted_at(target) is None:
         target.mkdir(mode=0o700, exist_ok=True)
         result = capture(as_root(["mount", "--bind", str(source), str(target)]))
-        if result.code != 0:
+        if mounted_at(target) is None:
             warn(f"{target}: the vault's .aws could not be mounted there: {result.reason}")
 
 
@@ -1897,19 +1952,21 @@ def save(
     tree; the one before it goes to the history.  With `passphrase` it is sealed under that one
     from now on.  `agree` is called before a file that Go TazPod wrote is replaced, and may raise.
     """
+    if agree and replaces_go(vault, always=force or passphrase is not None):
+        agree()  # the lock is not held: whoever is asked may never answer
     with vault_lock(vault):
         if not is_open(vault):
             raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
         on_disk = sealed_digest(vault)
         current = session_passphrase(vault, on_disk)
         state = read_state(vault)
+        if not os.path.lexists(vault.mount / ".aws"):
+            (vault.mount / ".aws").mkdir(mode=0o700)  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
         if not force and passphrase is None and on_disk and tree.digest == state.get("tree"):
             if on_disk != state.get("sealed"):
                 warn("the sealed vault was replaced by another since this one was opened")
             return None
-        if agree and on_disk and not sealed_is_native(vault):
-            agree()
         for name in tree.left_out:
             warn(f"{name}: is not a file, folder or link, and is left out")
         for stale in (*vault.folder.glob(".*.tmp"), *vault.history.glob(".*.tmp")):
@@ -1938,6 +1995,13 @@ def save(
         write_whole(vault.marker, b"")
         prune_history(vault)
         return tree
+
+
+def replaces_go(vault: Vault, always: bool) -> bool:
+    """Whether a save would replace a file that Go TazPod wrote; `always`: also when nothing changed."""
+    if not is_open(vault) or not sealed_digest(vault) or sealed_is_native(vault):
+        return False
+    return always or survey(vault.mount).digest != read_state(vault).get("tree")
 
 
 def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree:
@@ -2002,12 +2066,15 @@ def keep_version(vault: Vault) -> None:
     if not sealed_digest(vault):
         return
     vault.history.mkdir(mode=0o700, exist_ok=True)
-    stem = version_name(os.lstat(vault.sealed).st_mtime)
+    present = os.lstat(vault.sealed)
+    stem = version_name(present.st_mtime)
     name, number = f"{stem}.tar.aes", 1
     while (vault.history / name).exists():
         number += 1
         name = f"{stem}-{number}.tar.aes"
     targets = [vault.history / name]
+    if any(os.path.samestat(path.lstat(), present) for path in versions(vault)):
+        targets.clear()  # a save was killed before it came to the replacing
     if not sealed_is_native(vault):
         targets.append(vault.folder / f"{SEALED_NAME}.go")
     for target in targets:
@@ -2022,7 +2089,8 @@ def keep_version(vault: Vault) -> None:
 
 def versions(vault: Vault) -> list[Path]:
     """The versions in the history, the oldest first."""
-    return sorted(vault.history.glob("vault-*.tar.aes"), key=lambda p: (p.lstat().st_mtime, p.name))
+    paths = vault.history.glob("vault-*.tar.aes")
+    return sorted(paths, key=lambda p: (p.lstat().st_mtime_ns, len(p.name), p.name))
 
 
 def prune_history(vault: Vault) -> None:
@@ -2061,27 +2129,30 @@ def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
 
 
 def lock(vault: Vault) -> list[str]:
-    """Take the open vault away; gives the processes that still sat in it.
-
-    The mount is moved aside first: from then on no path leads to it, and nothing can save it.
-    """
+    """Take the open vault away; gives the processes that still sat in it."""
     with vault_lock(vault):
-        if is_open(vault):
-            device = mounted_at(vault.mount)
-            for place in mounts_of(device.device) if device else ():
-                if place != str(vault.mount):
-                    unmount(Path(place))
-            vault.marker.unlink(missing_ok=True)  # first: nobody may take the mark for a loss
-            move_mount(vault.mount, vault.transit)
-        vault.marker.unlink(missing_ok=True)
-        return discard_transit(vault)
+        return take_away(vault)
+
+
+def take_away(vault: Vault) -> list[str]:
+    """Move an open vault aside, then destroy it; for who holds the lock.
+
+    From the move on no path of the operator's leads to it, and nothing can save it.
+    """
+    if is_open(vault):
+        vault.marker.unlink(missing_ok=True)  # first: nobody may take the mark for a loss
+        vault.transit.mkdir(mode=0o700, exist_ok=True)
+        move_mount(vault.mount, vault.transit)
+    vault.marker.unlink(missing_ok=True)
+    return discard_transit(vault)
 
 
 # ── 8. session ────────────────────────────────────────────────────────────────────────────
 #
 # Each `enter` holds a flock on a file under .tazpod/run, which the pod sees through the mount:
 # however the host side dies, the lock falls.  The file is <id>.lease until the shell is about
-# to start, then <id>.session; the shell claims it by writing <id>.shell (see BASH_HOOK).
+# to start, then <id>.session; the shell claims it by writing <id>.shell (see BASH_HOOK).  It is
+# <id>.leaving while the vault is saved and locked after the shell.
 
 
 @dataclass(frozen=True)
@@ -2151,7 +2222,7 @@ class Session:
 
     def close(self) -> None:
         """Take the session's files away."""
-        for path in (self.path, self.folder / f"{self.id}.shell"):
+        for path in (self.path, *(self.folder / f"{self.id}.{kind}" for kind in ("shell", "leaving"))):
             with contextlib.suppress(OSError):
                 path.unlink()
         os.close(self.fd)
@@ -2184,9 +2255,9 @@ def is_alive(path: Path) -> bool:
 
 
 def sessions(folder: Path) -> dict[str, Path]:
-    """The leases in a run folder, by session."""
-    found = [*folder.glob("*.lease"), *folder.glob("*.session")]
-    return {path.stem: path for path in found}
+    """The leases in a run folder, by session; in the order in which they are renamed."""
+    kinds = ("lease", "session", "leaving")
+    return {path.stem: path for kind in kinds for path in folder.glob(f"*.{kind}")}
 
 
 def pod_command(config: Config, words: Sequence[str], passphrase: bytes | None = None) -> int:
@@ -2220,14 +2291,17 @@ def open_shell(config: Config, session: Session) -> int:
 
 def leave(config: Config, session: Session, interrupted: bool) -> int:
     """End the session: the pod saves and locks, unless other sessions are open."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # this runs to its end
     words = ["lock", "--leaving", session.id]
     head = b""
     with contextlib.suppress(VaultError):
         head = sealed_head(host_vault(config).sealed)
     if head and not is_native(head) and on_terminal() and not interrupted:
-        return pod_command(config, words)  # there is a question to answer
+        with contextlib.suppress(SystemExit):  # there is a question; whoever is asked may go away
+            code = pod_command(config, words)
+            if on_terminal():
+                return code
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # this runs to its end
     with open(os.devnull, "rb") as nothing:
         argv = exec_argv(config, ["tazpod", *words], terminal=False)
         return run_foreground(argv, stdin=nothing.fileno(), own_session=True)
@@ -2302,31 +2376,41 @@ def shell_of(folder: Path, session: str) -> Shell | None:
     return None
 
 
-def end_session(folder: Path, session: str, path: Path) -> None:
-    """Hang up a session's shell, as a closed terminal would, and forget the session."""
+def hang_up(folder: Path, session: str) -> None:
+    """End a session's shell, as a closed terminal would."""
     for number in (signal.SIGHUP, signal.SIGKILL):
         shell = shell_of(folder, session)
         if shell is None:
-            break
+            return
         with contextlib.suppress(OSError):
             os.kill(shell.pid, number)
         deadline = time.monotonic() + 2
         while shell_of(folder, session) and time.monotonic() < deadline:
             time.sleep(0.05)
-    for file in (path, folder / f"{session}.shell"):
-        with contextlib.suppress(OSError):
-            file.unlink()
 
 
 def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
-    """End the sessions whose host side has died, and `leaving`; how many, and how many live."""
+    """End the sessions whose host side has died, and `leaving`; how many, and how many live.
+
+    The one that leaves is marked before the others are counted: of two that leave at once, one
+    sees that the other is going.  Its lease stays, so that one who dies while leaving is missed.
+    """
     dead = alive = 0
+    path = sessions(folder).get(leaving)
+    if path:
+        dead += 1
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(folder / f"{leaving}.leaving")
+        hang_up(folder, leaving)
     for name, path in sessions(folder).items():
-        if name != leaving and is_alive(path):
-            alive += 1
-        else:
-            end_session(folder, name, path)
-            dead += 1
+        if is_alive(path):
+            alive += path.suffix != ".leaving"
+            continue
+        dead += 1
+        hang_up(folder, name)
+        for file in (path, folder / f"{name}.shell"):
+            with contextlib.suppress(OSError):
+                file.unlink()
     return dead, alive
 
 

@@ -311,7 +311,7 @@ class Place:
             path.rmdir() if path.is_dir() else path.unlink()
         self.sealed.write_bytes(sealed)
         for path in (self.folder / ".tazpod/run").glob("*.*s*"):
-            if path.suffix in (".lease", ".session", ".shell"):
+            if path.suffix in (".lease", ".session", ".leaving", ".shell"):
                 path.unlink()
 
 

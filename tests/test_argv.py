@@ -197,6 +197,7 @@ class Script:
 
     def play(self, *words):
         """Run a command line; its calls must be those of the script, in order, and no other."""
+        self.fp.register([self.fp.any()], occurrences=100)  # so that a call too many is seen, too
         code = tazpod.main(list(words))
         assert self.calls() == self.expected
         return code
@@ -301,6 +302,14 @@ def test_a_container_of_another_folder_is_never_touched(
 def test_a_container_without_host_cwd_that_mounts_our_folder_is_ours(script, project, installed):
     mounts = [{"Destination": "/workspace", "Source": str(project)}]
     script.call(INSPECT, **answer("running", None, Mounts=mounts))
+    script.call(GUARD)
+    assert script.play("up") == 0
+
+
+def test_a_container_that_names_our_folder_by_a_link_is_ours(script, project, installed):
+    link = project.parent / "link"
+    link.symlink_to(project)
+    script.call(INSPECT, **answer("running", link))
     script.call(GUARD)
     assert script.play("up") == 0
 

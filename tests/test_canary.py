@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import enginelib
@@ -99,7 +99,9 @@ class Search:
         found = [*self.in_folder(self.place.box)]
         for folder in {tempfile.gettempdir(), "/var/tmp", "/dev/shm"}:
             found += self.in_folder(Path(folder), self.start - 1)
-        layer = docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", self.place.name, check=False).strip()
+        layer = docker(
+            "inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", self.place.name, check=False
+        ).strip()
         if os.path.isdir(layer):
             found += self.in_folder(Path(layer))
         return found
@@ -135,35 +137,115 @@ class Search:
         """Search everywhere: only these files of the tmpfs may have one."""
         self.scans += 1
         self.sampler.resting.set()  # none of the words runs now
-        assert self.in_container() == {f"{SECRETS}/{name}" for name in in_ram}, step
+        assert self.in_container() == set(in_ram), step
         assert self.on_host() == [], step
         assert self.in_docker() == [], step
         self.sampler.resting.clear()
 
 
-OPEN = ("token", tazpod.PASSPHRASE_FILE)
+TOKEN = f"{SECRETS}/token"
+OPEN = (TOKEN, f"{SECRETS}/{tazpod.PASSPHRASE_FILE}")
+
+
+class Walk:
+    """Every word of the vault, on the terminal and off it, with a search after each."""
+
+    def __init__(self, place: Place, search: Search, tokens: list[str]) -> None:
+        self.place, self.expect, self.said = place, search.expect, [place.ok("up")]
+        self.secret, self.first, self.second, self.wrong = tokens
+
+    def word(self, *words: str, passphrase: str | None = None, status: int = 0) -> str:
+        done = self.place.run(*words, passphrase=passphrase)
+        self.said.append(done.stdout + done.stderr)
+        assert done.returncode == status, self.said[-1]
+        return self.said[-1]
+
+    def a_first_session(self) -> None:
+        person = self.place.terminal()
+        person.answers(
+            (r"Start a new, empty one\? \[y/N\] ", "y"),
+            ("New passphrase: ", self.first),
+            ("The same again: ", self.first),
+        )
+        person.shell()
+        docker("exec", "-i", self.place.name, "sh", "-c", f"cat > {TOKEN}", data=self.secret.encode())
+        self.expect("entered, a new vault", *OPEN)
+        person.sh("tazpod save")
+        self.expect("saved in the shell", *OPEN)
+        assert person.leaves() == 0
+        self.said.append(person.seen)
+        self.expect("left")
+
+    def words(self) -> None:
+        self.word("unlock", passphrase=self.wrong, status=1)
+        self.expect("a wrong passphrase")
+        self.word("unlock", passphrase=self.first)
+        self.expect("unlocked by a descriptor", *OPEN)
+        self.word("save", "--force")
+        self.expect("saved", *OPEN)
+        self.word("passwd", passphrase=self.second)
+        self.expect("another passphrase", *OPEN)
+        self.word("lock")
+        self.expect("locked")
+        self.word("verify", passphrase=self.second)
+        self.word("verify", passphrase=self.wrong, status=1)
+        version = next(line.split()[0] for line in self.word("history").splitlines() if "vault-" in line)
+        self.word("verify", version, passphrase=self.first)
+        self.expect("verified")
+        self.word("restore", version, passphrase=self.first)
+        self.expect("restored")
+
+    def interrupted(self) -> None:
+        person = self.place.terminal("unlock")
+        person.answers(("Passphrase: ", self.wrong), ("Passphrase: ", self.second))
+        person.sees("Passphrase: ")
+        person.ctrl_c()
+        assert person.ends() == 130
+        self.said.append(person.seen)
+        self.expect("interrupted")
+
+        person = self.place.terminal()
+        person.answers((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", self.first))
+        person.shell()
+        person.kill(signal.SIGKILL)
+        eventually(self.place.is_shut, "the guard locks")
+        self.said.append(person.seen)
+        self.expect("killed")
+
+    def without_a_save(self) -> None:
+        person = self.place.terminal("unlock")
+        person.answers(("Passphrase: ", self.first))
+        assert person.ends() == 0
+        self.said.append(person.seen)
+        self.expect("unlocked on a terminal", *OPEN)
+        self.word("lock", "--discard")
+        self.expect("discarded")
+        self.word("unlock", passphrase=self.first)
+        docker("kill", self.place.name)
+        self.word("up")
+        self.expect("killed with an open vault, and started again")
+        self.word("unlock", passphrase=self.first)
 
 
 def test_no_token_is_found_outside_the_tmpfs_and_none_after_the_lock(
-    place: Place, record_property: pytest.RecordProperty
+    place: Place, record_property: Callable[[str, object], None]
 ) -> None:
-    secret, first, second, wrong, control = (secrets.token_hex(16) for _ in range(5))
-    tokens = [secret, first, second, wrong]
+    tokens, control = [secrets.token_hex(16) for _ in range(4)], secrets.token_hex(16)
     place.init("features.debug: true")
-    said: list[str] = []
-    place.ok("up")
     sampler = Sampler([*tokens, control])
     search = Search(place, tokens, sampler)
+    walk = Walk(place, search, tokens)
     sampler.start()
     try:
-        walk(place, search, said, secret, first, second, wrong)
+        for part in (walk.a_first_session, walk.words, walk.interrupted, walk.without_a_save):
+            part()
         # Whether the sampler sees what it should, in the container as well.
         docker("exec", "-d", "-e", f"CONTROL={control}", place.name, "sleep", "300")
         eventually(lambda: control in sampler.hits, "the sampler sees an environment in the container")
         sampler.resting.set()
         assert not search.in_export()
         sampler.resting.clear()
-        said.append(place.ok("down"))
+        walk.word("down")
         search.scans += 1
         assert search.on_host() == []
         assert search.in_docker() == []
@@ -175,79 +257,7 @@ def test_no_token_is_found_outside_the_tmpfs_and_none_after_the_lock(
     print(f"{search.scans} scans; {sampler.sweeps} sweeps of /proc, {sampler.reads} files read")
     assert set(sampler.hits) == {control}
     assert sampler.sweeps > 100
-    text = "\n".join(said)
+    text = "\n".join(walk.said)
     assert "+ docker exec" in text  # it did talk
     assert "gpg --batch" in text
     assert not search.has_token(text.encode())
-
-
-def walk(
-    place: Place, search: Search, said: list[str], secret: str, first: str, second: str, wrong: str
-) -> None:
-    """Every word of the vault, on the terminal and off it."""
-
-    def word(*words: str, passphrase: str | None = None, status: int = 0) -> str:
-        done = place.run(*words, passphrase=passphrase)
-        said.append(done.stdout + done.stderr)
-        assert done.returncode == status, said[-1]
-        return said[-1]
-
-    person = place.terminal()
-    person.answers(
-        (r"Start a new, empty one\? \[y/N\] ", "y"), ("New passphrase: ", first), ("The same again: ", first)
-    )
-    person.shell()
-    docker("exec", "-i", place.name, "sh", "-c", f"cat > {SECRETS}/token", data=secret.encode())
-    search.expect("entered, a new vault", *OPEN)
-    person.sh("tazpod save")
-    search.expect("saved in the shell", *OPEN)
-    assert person.leaves() == 0
-    said.append(person.seen)
-    search.expect("left")
-
-    word("unlock", passphrase=wrong, status=1)
-    search.expect("a wrong passphrase")
-    word("unlock", passphrase=first)
-    search.expect("unlocked by a descriptor", *OPEN)
-    word("save", "--force")
-    search.expect("saved", *OPEN)
-    word("passwd", passphrase=second)
-    search.expect("another passphrase", *OPEN)
-    word("lock")
-    search.expect("locked")
-    word("verify", passphrase=second)
-    word("verify", passphrase=wrong, status=1)
-    version = word("history").splitlines()[-2].split()[0]
-    word("verify", version, passphrase=first)
-    search.expect("verified")
-    word("restore", version, passphrase=first)
-    search.expect("restored")
-
-    person = place.terminal("unlock")
-    person.answers(("Passphrase: ", wrong), ("Passphrase: ", second))
-    person.sees("Passphrase: ")
-    person.ctrl_c()
-    assert person.ends() == 130
-    said.append(person.seen)
-    search.expect("interrupted")
-
-    person = place.terminal()
-    person.answers((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", first))
-    person.shell()
-    person.kill(signal.SIGKILL)
-    eventually(place.is_shut, "the guard locks")
-    said.append(person.seen)
-    search.expect("killed")
-
-    person = place.terminal("unlock")
-    person.answers(("Passphrase: ", first))
-    assert person.ends() == 0
-    said.append(person.seen)
-    search.expect("unlocked on a terminal", *OPEN)
-    word("lock", "--discard")
-    search.expect("discarded")
-    word("unlock", passphrase=first)
-    docker("kill", place.name)
-    word("up")
-    search.expect("killed with an open vault, and started again")
-    word("unlock", passphrase=first)

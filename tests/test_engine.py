@@ -11,18 +11,7 @@ from pathlib import Path
 
 import enginelib
 import pytest
-from enginelib import (
-    FULL_IMAGE,
-    IMAGE,
-    PASSPHRASE,
-    SECRET,
-    SECRETS,
-    Owned,
-    Place,
-    docker,
-    eventually,
-    unique,
-)
+from enginelib import FULL_IMAGE, IMAGE, PASSPHRASE, SECRET, SECRETS, Owned, Place, docker, eventually, unique
 
 import tazpod
 
@@ -99,7 +88,7 @@ def test_from_a_subdirectory_the_project_above_is_entered(lab: Place) -> None:
 
 
 def test_a_path_with_spaces_quotes_and_unicode(tmp_path: Path) -> None:
-    place = Place(tmp_path, f"it's \"my\" $HOME; `id` \\ – Ünïcode ☃ {unique()}")
+    place = Place(tmp_path, f'it\'s "my" $HOME; `id` \\ Ünïcode ☃ {unique()}')
     try:
         place.ok("init", "--image", IMAGE)
         place.name = tazpod.legal_name(place.folder.name)
@@ -213,6 +202,7 @@ PROMPTS = {
 
 @pytest.mark.parametrize(("state", "words", "steps", "question"), PROMPTS.values(), ids=PROMPTS)
 def test_an_interrupted_prompt_changes_nothing(
+    *,
     lab: Place,
     state: str,
     words: tuple[str, ...],
@@ -260,6 +250,40 @@ def test_an_interrupted_shell_saves_and_locks(lab: Place, number: int) -> None:
         assert person.closes() == 128 + signal.SIGHUP
     assert lab.is_shut()
     eventually(lambda: lab.inside("kill -0 $(cat /tmp/shell)").returncode != 0, "the shell ends")
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    assert lab.reads("cat ~/secrets/new") == "new"
+
+
+UPGRADE = r"Save in the new format\? \[y/N\] "
+
+
+@pytest.mark.parametrize("answer", ["y", "n", "ctrl-c", "term", "closed", "killed"])
+def test_nobody_is_kept_waiting_by_the_question_of_a_go_vault(lab: Place, answer: str) -> None:
+    go_vault = Path(__file__).parent.joinpath("data/go-vault/vault1.tar.aes").read_bytes()
+    lab.sealed.write_bytes(go_vault)
+    person = lab.enter()
+    person.sh("echo new > ~/secrets/new")
+    person.types("exit 9")
+    person.sees(UPGRADE)
+    if answer in ("n", "ctrl-c"):
+        person.ctrl_c() if answer == "ctrl-c" else person.types(answer)
+        assert person.ends() == 9
+        assert "error: the vault was not locked" in person.seen
+        assert lab.sealed.read_bytes() == go_vault
+        assert lab.is_open()
+        assert "the vault is locked" in lab.ok("lock")  # off the terminal nothing is asked
+    elif answer == "killed":
+        person.kill(signal.SIGKILL)
+        eventually(lab.is_shut, "the guard saves and locks")
+    elif answer == "closed":
+        assert person.closes() == 9
+    else:
+        person.kill(signal.SIGTERM) if answer == "term" else person.types(answer)
+        assert person.ends() == 9
+        assert "saved (8 files" in person.seen
+        assert "the vault is locked" in person.seen
+    assert lab.is_shut()
+    assert lab.on_disk()[f"{tazpod.SEALED_NAME}.go"] == go_vault
     lab.ok("unlock", passphrase=PASSPHRASE)
     assert lab.reads("cat ~/secrets/new") == "new"
 
@@ -383,6 +407,10 @@ def test_an_image_that_cannot_be_pulled_is_offered_to_be_built(place: Place) -> 
     declined = place.terminal("up")
     declined.answers((r"could not be pulled\. Build it from .*\? \[y/N\] ", "n"))
     assert declined.ends() == 1
+    interrupted = place.terminal("up")
+    interrupted.sees(r"Build it from .*\? \[y/N\] ")
+    interrupted.ctrl_c()
+    assert interrupted.ends() == 130
     person = place.terminal()
     person.answers((r"Build it from .*\? \[y/N\] ", "y"), (START_VAULT, "n"))
     assert person.sh("echo $MADE_HERE") == "yes"

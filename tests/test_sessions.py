@@ -8,7 +8,7 @@ import subprocess
 
 import enginelib
 import pytest
-from enginelib import GUARD, PASSPHRASE, SECRET, SECRETS, Place, Terminal, docker, eventually
+from enginelib import PASSPHRASE, SECRET, SECRETS, Place, Terminal, docker, eventually
 
 import tazpod
 
@@ -35,7 +35,7 @@ def joins(place: Place) -> Terminal:
 
 def session_files(place: Place) -> list[str]:
     """What sessions leave in the run folder."""
-    kinds = (".lease", ".session", ".shell")
+    kinds = (".lease", ".session", ".leaving", ".shell")
     return [path.name for path in (place.folder / ".tazpod/run").iterdir() if path.suffix in kinds]
 
 
@@ -75,6 +75,18 @@ def test_a_dead_host_side_ends_its_own_shell_and_the_last_one_locks(lab: Place, 
             assert second.sh("cat ~/secrets/new") == "new"
     eventually(lab.is_shut, "the vault is locked")
     eventually(lambda: not session_files(lab), "the files of the sessions are gone")
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    assert lab.reads("cat ~/secrets/new") == "new"
+
+
+def test_when_all_are_ended_at_once_the_vault_is_saved_and_locked(lab: Place) -> None:
+    people = [lab.enter(), joins(lab), joins(lab)]
+    people[0].sh("echo new > ~/secrets/new")
+    for person in people:
+        person.kill(signal.SIGTERM)
+    assert [person.ends() for person in people] == [128 + signal.SIGTERM] * 3
+    assert lab.is_shut()
+    assert session_files(lab) == []
     lab.ok("unlock", passphrase=PASSPHRASE)
     assert lab.reads("cat ~/secrets/new") == "new"
 
@@ -169,7 +181,8 @@ def test_autolock_counts_minutes_without_a_keystroke(project_with_vault: Place, 
 READER = """
 exec 3< ~/secrets/kept 4< ~/secrets/kept; cd ~/secrets; touch /tmp/inside
 until [ -e /tmp/go ]; do read -t 0.1 < /dev/zero; done
-{ cat kept; cat ~/secrets/kept; cat <&3; cat /proc/self/fd/4; ls -A; ls -A ~/secrets; } > /tmp/found 2>/dev/null
+exec > /tmp/found 2> /dev/null
+cat kept ~/secrets/kept; cat <&3; cat /proc/self/fd/4; ls -A; ls -A ~/secrets
 touch /tmp/done
 """
 
@@ -250,5 +263,3 @@ def test_only_the_owner_reads_what_sessions_leave(lab: Place) -> None:
         assert path.stat().st_mode & 0o777 == wanted or path == lab.sealed, path
     assert os.listdir(run)
     assert person.leaves() == 0
-
-

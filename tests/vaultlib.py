@@ -28,12 +28,13 @@ import tazpod
 PASSPHRASE = b"a passphrase of the tests"
 CANARY = b"canary-5d2f0c7e91a84b36"
 OTHER = b"another passphrase of the tests"
+GO_PASSPHRASE = b"correct horse battery staple"
 GO_DATA = Path(__file__).parent / "data" / "go-vault"
 NEEDS_ROOT = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts: needs root on Linux"
 )
 REFUSALS = (tazpod.TazpodError, OSError)  # `main` makes one line and status 1 of both
-RESERVED_NAMES = {b".vault_pass", b".vault_pass.next", b".vault_state"}
+RESERVED = re.compile(rb"\.vault_(pass|pass\.next|state)(\.[0-9a-f]+\.tmp)?")
 
 Snapshot = dict[bytes, tuple[Any, ...]]
 
@@ -46,7 +47,7 @@ def snapshot(root: Path) -> Snapshot:
     for folder, folders, files in os.walk(base):
         for path in sorted(os.path.join(folder, name) for name in folders + files):
             name = os.path.relpath(path, base)
-            if name in RESERVED_NAMES:
+            if RESERVED.fullmatch(name):
                 continue
             info = os.lstat(path)
             content: object = None
@@ -69,18 +70,20 @@ def mount_points(below: Path) -> list[str]:
     return [p for p in reversed(points) if p == str(below) or p.startswith(f"{below}/")]
 
 
-def on_disk(root: Path) -> Iterator[bytes]:
-    """The name and the content of all below a folder that is not in a tmpfs."""
+def hits(root: Path, token: bytes) -> list[str]:
+    """The files below a folder, what is in RAM aside, with a token in their name or content."""
     device = os.stat(root).st_dev
+    found = []
     for folder, folders, files in os.walk(os.fsencode(root)):
         folders[:] = [f for f in folders if os.lstat(os.path.join(folder, f)).st_dev == device]
         for name in files:
             path = os.path.join(folder, name)
-            yield path
-            with contextlib.suppress(OSError):
-                if stat.S_ISREG(os.lstat(path).st_mode):
-                    with open(path, "rb") as file:
-                        yield file.read()
+            with contextlib.suppress(FileNotFoundError):
+                if token in name or (
+                    stat.S_ISREG(os.lstat(path).st_mode) and token in Path(os.fsdecode(path)).read_bytes()
+                ):
+                    found.append(os.fsdecode(path))
+    return found
 
 
 class World:
@@ -126,9 +129,9 @@ class World:
     def tree(self) -> Snapshot:
         return snapshot(self.open)
 
-    def leaks(self, token: bytes = CANARY) -> list[bytes]:
-        """Where a secret is on disk."""
-        return [piece[:80] for piece in on_disk(self.root) if token in piece]
+    def leaks(self, token: bytes = CANARY) -> list[str]:
+        """The files on disk with a secret in them."""
+        return hits(self.root, token)
 
     def temporaries(self) -> list[Path]:
         """Unfinished files beside the sealed one."""
@@ -168,7 +171,10 @@ def make_tar(members: list[tuple[tarfile.TarInfo, bytes]], form: int = tarfile.P
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for info, content in members:
-            tar.addfile(info, io.BytesIO(content))
+            if info.size > len(content):  # a header that lies
+                buffer.write(info.tobuf(form))
+            else:
+                tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -198,29 +204,28 @@ class Child:
             code = 70
             try:
                 os.setsid()
-                quiet = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(quiet, 2)
-                for number in (signal.SIGTERM, signal.SIGHUP):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                self.working = True
+                for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                     signal.signal(number, self._end)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.write(tell, b"!")
                 work()
+                self.working = False  # from here on a signal comes too late
                 code = 0
             except REFUSALS:
                 code = 1
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 code = 130
-            except SystemExit as end:
-                code = int(end.code or 0)
             finally:
                 os._exit(code)
         os.close(tell)
         os.read(ready, 1)
         os.close(ready)
 
-    @staticmethod
-    def _end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+    def _end(self, number: int, _: object) -> None:
+        if self.working:
+            self.working = False  # once: a second one would come while it cleans up
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def signal(self, number: int, group: bool = False) -> None:
         (os.killpg if group else os.kill)(self.pid, number)
@@ -333,8 +338,8 @@ class Sweep:
         if self.word == "restore":
             for path in vault.history.glob("*"):
                 path.unlink()
-            (vault.history / "vault-20200101T000000.tar.aes").write_bytes(self.pair[self.turns % 2])
             version = vault.history / "vault-20200101T000000.tar.aes"
+            version.write_bytes(self.pair[vault.sealed.read_bytes() == self.pair[0]])
             return lambda: tazpod.restore(vault, version, self.passphrase)
         self.allowed = [world.tree()]
         world.put("secret", CANARY + b" %d" % self.turns)
