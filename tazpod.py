@@ -1305,8 +1305,11 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
-def mount_tmpfs(vault: Vault) -> None:
-    """Mount a fresh tmpfs on TRANSIT and prove that it is there (tmpfs(5), mount(8))."""
+def mount_tmpfs(vault: Vault) -> int:
+    """Mount a fresh tmpfs on TRANSIT (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
+
+    Who writes through the descriptor writes to RAM, whatever becomes of the mount.
+    """
     for folder in (vault.transit, vault.mount):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise VaultError(f"{folder}: is not a folder")
@@ -1329,9 +1332,12 @@ def mount_tmpfs(vault: Vault) -> None:
         )
     if not extra and len(Path("/proc/swaps").read_text().splitlines()) > 1:
         warn("this kernel may write an open vault to swap: turn swap off, or encrypt it")
-    mount_now = mounted_at(vault.transit)
-    if mount_now is None or mount_now.kind != "tmpfs":
+    fd = os.open(vault.transit, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    mount_now, device = mounted_at(vault.transit), os.fstat(fd).st_dev
+    if mount_now != Mount(f"{os.major(device)}:{os.minor(device)}", str(vault.transit), "tmpfs"):
+        os.close(fd)
         raise VaultError(f"{vault.transit}: mount said done, but no tmpfs is there")
+    return fd
 
 
 def move_mount(source: Path, target: Path) -> None:
@@ -1838,36 +1844,46 @@ def unlock(vault: Vault, passphrase: bytes) -> Tree:
             return survey(vault.mount)
         discard_transit(vault)
         try:
-            mount_tmpfs(vault)
-            digest = ""
-            if has_sealed(vault):
-                fd = open_sealed_file(vault.sealed)
-                # Not the path: a tar that outlives us must not find the disk below what was unmounted.
-                ram = os.open(vault.transit, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    unpack = ["tar", *UNPACK, f"--directory=/dev/fd/{ram}"]
-                    if not unseal(fd, passphrase, unpack, (ram,)):
-                        raise VaultError("the vault could not be read: tar found nothing in it")
-                    digest = digest_fd(fd)
-                finally:
-                    os.close(ram)
-                    os.close(fd)
-            for name in (PASSPHRASE_FILE, STATE_FILE):  # Go packed its own
-                with contextlib.suppress(FileNotFoundError):
-                    (vault.transit / name).unlink()
-            if not os.path.lexists(vault.transit / ".aws"):
-                (vault.transit / ".aws").mkdir(mode=0o700)
-            vault.transit.chmod(0o700)
-            tree = survey(vault.transit)
-            write_whole(vault.transit / PASSPHRASE_FILE, passphrase)
-            write_state(vault.transit, tree.digest if digest else "", digest)
-            write_whole(vault.marker, b"")
-            bridge(vault)
-            move_mount(vault.transit, vault.mount)
+            ram = mount_tmpfs(vault)
+            try:
+                tree = fill(vault, passphrase, ram)
+                write_whole(vault.marker, b"")
+                bridge(vault)
+                move_mount(vault.transit, vault.mount)
+                if _device_of(vault.mount) != os.fstat(ram).st_dev:
+                    raise VaultError(f"{vault.mount}: another mount came between", "try again")
+            finally:
+                os.close(ram)
         except BaseException:
             take_away(vault)
             raise
         return tree
+
+
+def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
+    """Unseal into the folder that a descriptor shows, and remember there what is needed to save.
+
+    Never by TRANSIT's path: were the tmpfs taken from there, a tar that outlives us would fill a disk.
+    """
+    root, digest = Path(f"/dev/fd/{ram}"), ""
+    if has_sealed(vault):
+        fd = open_sealed_file(vault.sealed)
+        try:
+            if not unseal(fd, passphrase, ["tar", *UNPACK, "--directory", str(root)], (ram,)):
+                raise VaultError("the vault could not be read: tar found nothing in it")
+            digest = digest_fd(fd)
+        finally:
+            os.close(fd)
+    for name in (PASSPHRASE_FILE, NEXT_FILE, STATE_FILE):  # Go packed its own
+        with contextlib.suppress(FileNotFoundError):
+            (root / name).unlink()
+    if not os.path.lexists(root / ".aws"):
+        (root / ".aws").mkdir(mode=0o700)
+    os.fchmod(ram, 0o700)
+    tree = survey(root)
+    write_whole(root / PASSPHRASE_FILE, passphrase)
+    write_state(root, tree.digest if digest else "", digest)
+    return tree
 
 
 def tell_lost(vault: Vault) -> None:
@@ -1884,7 +1900,7 @@ def prove_tmpfs(vault: Vault) -> None:
         if not is_open(vault):
             discard_transit(vault)
             try:
-                mount_tmpfs(vault)
+                os.close(mount_tmpfs(vault))
             finally:
                 discard_transit(vault)
 

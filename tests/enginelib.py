@@ -6,6 +6,7 @@ pseudo-terminal or off one.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import secrets
@@ -363,6 +364,9 @@ class Owned(Place):
         for module in (plumbum, yaml):
             source = Path(module.__file__).parent
             shutil.copytree(source, libraries / source.name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+        extra = importlib.util.find_spec("typing_extensions")  # plumbum wants it on older Pythons
+        if extra and extra.origin:
+            shutil.copy(extra.origin, libraries)
         for path in (box, *box.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         os.chown(self.home, uid, uid)

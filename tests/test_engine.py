@@ -118,6 +118,8 @@ def test_off_the_terminal_an_empty_folder_stays_empty(place: Place) -> None:
 def test_a_second_shell_sees_the_open_vault_and_after_the_lock_nothing(lab: Place) -> None:
     person = lab.enter()
     assert lab.reads("cat ~/secrets/kept") == SECRET
+    with pytest.raises(AssertionError):
+        nothing_plain(lab, SECRET)
     assert person.leaves() == 0
     assert lab.is_shut()
     nothing_plain(lab, SECRET, PASSPHRASE)
