@@ -459,6 +459,21 @@ def succeed(argv: Sequence[str], what: str, hint: str = "", data: bytes = b"") -
     return result
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C, SIGTERM and SIGHUP off to the end, for what must not be left half done."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, lambda which, _: came.append(which)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def as_root(argv: Sequence[str]) -> list[str]:
     """The argv that runs a program as root in the pod."""
     return list(argv) if os.geteuid() == 0 else ["sudo", "-n", *argv]
@@ -1305,6 +1320,12 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
+def change_mounts(*argv: str) -> Result:
+    """Run mount(8) or umount(8) to its end: what was made after we had gone, nobody would clean up."""
+    with uninterrupted():
+        return capture(as_root(argv))
+
+
 def mount_tmpfs(vault: Vault) -> int:
     """Mount a fresh tmpfs on TRANSIT (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
 
@@ -1321,8 +1342,7 @@ def mount_tmpfs(vault: Vault) -> int:
             )
     options = f"size={vault.size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec"
     for extra in (",noswap", ""):  # kernels before 6.4 do not know it
-        mount = ["mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(vault.transit)]
-        result = capture(as_root(mount))
+        result = change_mounts("mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(vault.transit))
         if result.code == 0:
             break
     else:
@@ -1342,7 +1362,7 @@ def mount_tmpfs(vault: Vault) -> int:
 
 def move_mount(source: Path, target: Path) -> None:
     """Move a mount in one step, busy or not (mount(8), --move); the mount table tells whether it did."""
-    result = capture(as_root(["mount", "--move", str(source), str(target)]))
+    result = change_mounts("mount", "--move", str(source), str(target))
     if mounted_at(source) is not None or mounted_at(target) is None:
         raise VaultError(f"{source} could not be moved to {target}: {result.reason}")
 
@@ -1362,6 +1382,8 @@ def discard_transit(vault: Vault) -> list[str]:
         # The bridges, and whatever else shows it.  A busy one is a busy vault, though TRANSIT is idle.
         idle = [unmount(Path(p)) for p in mounts_of(mount.device) if p != str(vault.transit)]
         if all(idle) and not take_off(vault.transit):
+            for place in mounts_of(mount.device):  # a killed unlock's bridge, made just now
+                unmount(Path(place))
             continue
         hidden = ["a process that may not be looked into"]
         holders = find_holders(os.stat(vault.transit).st_dev) or hidden
@@ -1377,7 +1399,7 @@ def discard_transit(vault: Vault) -> list[str]:
 def take_off(place: Path, *options: str) -> str:
     """Take the topmost mount of a place away (umount(8)); '' when it is gone, else why it is not."""
     before = len(mounts_at(place))
-    result = capture(as_root(["umount", *options, str(place)]))
+    result = change_mounts("umount", *options, str(place))
     return "" if len(mounts_at(place)) < before else result.reason
 
 
@@ -1855,7 +1877,8 @@ def unlock(vault: Vault, passphrase: bytes) -> Tree:
             finally:
                 os.close(ram)
         except BaseException:
-            take_away(vault)
+            with uninterrupted():
+                take_away(vault)
             raise
         return tree
 
@@ -1916,7 +1939,7 @@ def bridge(vault: Vault) -> None:
         return
     if mounted_at(target) is None:
         target.mkdir(mode=0o700, exist_ok=True)
-        result = capture(as_root(["mount", "--bind", str(source), str(target)]))
+        result = change_mounts("mount", "--bind", str(source), str(target))
         if mounted_at(target) is None:
             warn(f"{target}: the vault's .aws could not be mounted there: {result.reason}")
 

@@ -73,6 +73,7 @@ def sweep_by_time(folder: Path, word: str, number: int, count: int, seed: int) -
     calls = [(folder / f"{n}", word, share, number) for n, share in enumerate(shares)]
     done = in_workers(kill_by_time, calls)
     killed, finished = (sum(column) for column in zip(*done))
+    print(f"{word}, signal {number}: {killed} interrupted, {finished} had finished")
     assert killed + finished == count
     assert killed >= count // 3, f"only {killed} of {count} were interrupted (seed {seed})"
 
@@ -88,12 +89,24 @@ def test_killed_at_two_hundred_random_moments(word: str, tmp_path: Path) -> None
     sweep_by_time(tmp_path, word, signal.SIGKILL, 200, seed=200)
 
 
+def sweep_by_step(folder: Path, word: str, number: int) -> None:
+    workers = os.cpu_count() or 1
+    calls = [(folder / f"{n}", word, n, workers, number) for n in range(workers)]
+    killed, finished = (sum(column) for column in zip(*in_workers(kill_by_step, calls)))
+    print(f"{word}, signal {number}: {killed} interrupted, {finished} had finished")
+    assert killed >= 10 and (finished == 0 or number != signal.SIGKILL)
+
+
 @pytest.mark.parametrize("word", WORDS)
 def test_killed_at_every_step(word: str, tmp_path: Path) -> None:
-    workers = os.cpu_count() or 1
-    done = in_workers(kill_by_step, [(tmp_path / f"{n}", word, n, workers) for n in range(workers)])
-    killed, finished = (sum(column) for column in zip(*done))
-    assert killed >= 10 and finished == 0
+    sweep_by_step(tmp_path, word, signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("word", WORDS)
+def test_ended_by_a_signal_at_every_step(word: str, number: int, tmp_path: Path) -> None:
+    sweep_by_step(tmp_path, word, number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -137,8 +150,7 @@ def test_a_tar_that_outlives_a_killed_unlock_writes_to_no_disk(
 # ---- programs that misbehave -------------------------------------------------------------------------
 # what a fake does when its arguments match; `$REAL` is the real program
 MANNERS = {
-    "fails": "exit 1",
-    "fails with words": "echo no >&2; exit 2",
+    "fails": "echo no >&2; exit 2",
     "does nothing": "exit 0",
     "reads, does nothing": "cat >/dev/null; exit 0",
     "is killed": "kill -9 $$",

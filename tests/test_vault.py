@@ -705,8 +705,8 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def small_sealed() -> bytes:
-    """A sealed archive of 1.5 KiB: one member, no padding to a whole record."""
-    return gpg_seal(tar_of(("secret", CANARY))[:1536] + bytes(1024))
+    """A sealed archive of 1 KiB: one file, and none of the zeros that an archive ends with."""
+    return gpg_seal(tar_of(("secret", CANARY))[:1024])
 
 
 def test_the_small_sealed_vault_opens(small_sealed: bytes, tmp_path: Path) -> None:
@@ -714,16 +714,15 @@ def test_the_small_sealed_vault_opens(small_sealed: bytes, tmp_path: Path) -> No
 
 
 def test_a_vault_cut_short_is_refused(small_sealed: bytes, tmp_path: Path) -> None:
-    """Short form: each of the first 64 lengths, every 50th, and each of the last 24."""
+    """Short form: each of the first 64 lengths, every 50th, and each of the last 24; 107 in all."""
     sealed = small_sealed
     lengths = {*range(64), *range(0, len(sealed), 50), *range(len(sealed) - 24, len(sealed))}
     assert_all_refused([sealed[:length] for length in sorted(lengths)], tmp_path)
 
 
 @pytest.mark.long
-def test_a_vault_cut_to_any_length_is_refused(template: tuple[bytes, Snapshot], tmp_path: Path) -> None:
-    sealed = template[0]
-    assert_all_refused([sealed[:length] for length in range(len(sealed))], tmp_path)
+def test_a_vault_cut_to_any_length_is_refused(small_sealed: bytes, tmp_path: Path) -> None:
+    assert_all_refused([small_sealed[:length] for length in range(len(small_sealed))], tmp_path)
 
 
 def test_a_flipped_bit_is_refused(small_sealed: bytes, tmp_path: Path) -> None:

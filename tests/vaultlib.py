@@ -258,8 +258,8 @@ STEPS = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"
 STEPS |= {"subprocess.Popen", "fcntl.flock"}
 
 
-def die_at_step(number: int, tell: int) -> None:
-    """From now on: SIGKILL to this process before its step `number` (-1: never); each is told by a byte.
+def die_at_step(number: int, tell: int, how: int = signal.SIGKILL) -> None:
+    """From now on: a signal to this process before its step `number` (-1: never); each is told by a byte.
 
     A step is a call that changes a file, opens one for writing, locks, or starts a program.
     """
@@ -273,7 +273,7 @@ def die_at_step(number: int, tell: int) -> None:
             if args[2] & os.O_ACCMODE == os.O_RDONLY or str(args[0]).startswith(("/dev", "/proc")):
                 return
         if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), how)
         count += 1
         os.write(tell, b".")
 
@@ -380,6 +380,8 @@ class Sweep:
         try:
             self.passphrase = self._reopen()
         except tazpod.VaultError:
+            if not self.child:
+                raise
             # A mount(8) that outlived the killed one came between, within milliseconds: refused, no more.
             assert world.leaks() == [] and not tazpod.is_open(vault)
             assert eventually(lambda: not self.outlived())
@@ -388,11 +390,17 @@ class Sweep:
         self.allowed = [world.tree()]
         assert world.leaks() == [], "a secret is on disk"
 
+    def check_cleaned_up(self, number: int) -> None:
+        """Who was told to end took away first what it had mounted."""
+        if number != signal.SIGKILL and self.word != "lock":
+            assert self.world.mounted() in ([], [".aws", "secrets"]), f"left behind: {self.world.mounted()}"
+
     def outlived(self) -> bool:
         """Whether a program that the killed one had started still runs."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child, 0)
-            return True
+            if self.child:
+                os.killpg(self.child, 0)
+                return True
         return False
 
     def _reopen(self) -> bytes:
@@ -423,9 +431,7 @@ def kill_by_time(root: Path, word: str, moments: Sequence[float], number: int) -
             # Every other time the programs that it runs die with it, as when the power goes.
             child.signal(number, group=number == signal.SIGKILL and sweep.turns % 2 == 0)
             code = child.wait()
-            if number != signal.SIGKILL and sweep.word != "lock":
-                transit = os.path.relpath(sweep.world.vault.transit, sweep.world.vault.home)
-                assert transit not in sweep.world.mounted(), f"not cleaned up at {moment}"
+            sweep.check_cleaned_up(number)
             try:
                 sweep.settle(code)
             except BaseException as error:
@@ -435,7 +441,7 @@ def kill_by_time(root: Path, word: str, moments: Sequence[float], number: int) -
         return sweep.killed, sweep.finished - 2
 
 
-def kill_by_step(root: Path, word: str, part: int, parts: int) -> tuple[int, int]:
+def kill_by_step(root: Path, word: str, part: int, parts: int, number: int) -> tuple[int, int]:
     """A word, killed before each of its steps that is this part's: (killed, finished)."""
     with sweeping(root, word) as sweep:
         count = count_steps(sweep.prepare())
@@ -445,7 +451,7 @@ def kill_by_step(root: Path, word: str, part: int, parts: int) -> tuple[int, int
             ready, tell = os.pipe()
 
             def stepwise(work: Callable[[], object] = work, step: int = step, tell: int = tell) -> None:
-                die_at_step(step, tell)
+                die_at_step(step, tell, number)
                 work()
 
             child = Child(stepwise)
@@ -453,7 +459,7 @@ def kill_by_step(root: Path, word: str, part: int, parts: int) -> tuple[int, int
             code = child.wait()
             os.close(ready)
             os.close(tell)
-            assert code in (-signal.SIGKILL, 0)
+            sweep.check_cleaned_up(number)
             try:
                 sweep.settle(code)
             except BaseException as error:
@@ -469,6 +475,9 @@ def sweeping(root: Path, word: str) -> Iterator[Sweep]:
         sweep = Sweep(world, word)
         sweep.begin()
         yield sweep
+        assert eventually(lambda: not sweep.outlived())
+        tazpod.lock(world.vault)
+        assert world.mounted() == [], f"still mounted: {world.mounted()}"
     finally:
         tempfile.tempdir = None
         world.close()
