@@ -15,6 +15,7 @@ The whole tool is this file.  It reads from top to bottom, and a section calls o
     4  config             the only reader of YAML and of the environment
     5  container          docker's argv, and what the container is
     6  vault              seal, unseal, the tmpfs, lock (in the container only)
+    7  storage            the vault's copies in S3, by the aws CLI (in the container only)
     8  session            what state things are in, what to do next, the shell
     9  guard              ends the sessions whose host side died, and locks after the last
     10 commands           one function a word
@@ -24,7 +25,7 @@ It runs on two sides: on the host (container, shell) and, put into the container
 as the pod (vault).  A vault word typed on the host is forwarded to the pod.
 
 Exit status: 0 done; 1 failed; 2 wrong usage or config; 127 a program is missing;
-130 interrupted; `enter` gives the shell's own.
+130 interrupted; `pull` gives 3 when the storage holds no vault, `enter` the shell's own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,7 @@ __version__ = "0.4.0"
 
 # ── 0. constants ──────────────────────────────────────────────────────────────────────────
 
-OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 127, 130
+OK, FAILED, USAGE, ABSENT, MISSING, INTERRUPTED = 0, 1, 2, 3, 127, 130
 
 ENVELOPE = ".tazpod"
 CONFIG_PATH = ".tazpod/config.yaml"
@@ -65,6 +66,7 @@ WORKSPACE = "/workspace"
 POD_TOOL = "/opt/tazpod"
 POD_LAUNCHER = "/usr/local/bin/tazpod"
 POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
+EXIT_LIMIT = 20.0  # seconds that the last push of a session may take
 LOG_PATH = "/tmp/tazpod-sync.log"
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
@@ -107,6 +109,13 @@ features:
 vault:
   size: 64m                             # most that an open vault may hold
   keep: 5                               # earlier sealed versions kept beside it
+
+# aws_sso:                              # the storage; naming it makes a fresh host offer to pull
+#   bucket: tazlab-storage
+#   region: eu-central-1
+#   profile: tazlab-bootstrap
+#   start_url, account_id, role_name    # enough to log in without more questions
+#   endpoint_url                        # a service that is not AWS
 """
 
 DOCKERFILE = r"""# The image of TazPod's container, in three stages, each one on the one before:
@@ -432,7 +441,12 @@ def _reap(processes: Iterable[Any]) -> None:
 
 
 def capture(
-    argv: Sequence[str], data: bytes = b"", *, pass_fds: tuple[int, ...] = (), limit: float | None = None
+    argv: Sequence[str],
+    data: bytes = b"",
+    *,
+    pass_fds: tuple[int, ...] = (),
+    limit: float | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Result:
     """Run a program with `data` as its standard input and wait for it, `limit` or TIME_LIMIT seconds.
 
@@ -441,7 +455,7 @@ def capture(
     import subprocess
 
     limit = TIME_LIMIT if limit is None else limit
-    process = spawn(argv, pass_fds=pass_fds)
+    process = spawn(argv, pass_fds=pass_fds, env=env)
     try:
         out, err = process.communicate(data, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -494,6 +508,19 @@ def read_back(fd: int) -> bytes:
     os.lseek(fd, 0, os.SEEK_SET)
     with os.fdopen(os.dup(fd), "rb") as file:
         return file.read()
+
+
+def digest_fd(fd: int) -> str:
+    """SHA-256 of a file from its beginning, leaving it there."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    digest = hashlib.sha256()
+    while True:
+        piece = os.read(fd, 1 << 20)
+        if not piece:
+            break
+        digest.update(piece)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -568,6 +595,7 @@ def run_foreground(
     stdin: int | None = None,
     cwd: Path | None = None,
     own_session: bool = False,
+    env: Mapping[str, str] | None = None,
     after_start: Callable[[Any], None] | None = None,
 ) -> int:
     """Run a program on this terminal and give its status as a shell would.
@@ -587,7 +615,9 @@ def run_foreground(
     previous = signal.signal(signal.SIGINT, lambda *_: None)
     processes: list[Any] = []
     try:
-        process = spawn(argv, stdin=stdin, stdout=None, stderr=talk, cwd=cwd, start_new_session=own_session)
+        process = spawn(
+            argv, stdin=stdin, stdout=None, stderr=talk, cwd=cwd, start_new_session=own_session, env=env
+        )
         processes.append(process)
         if after_start:
             after_start(process)
@@ -637,6 +667,9 @@ class Config:
     aws_profile: str = "tazlab-bootstrap"
     aws_bucket: str = "tazlab-storage"
     aws_region: str = "eu-central-1"
+    aws_endpoint: str = ""
+    aws_named: bool = False  # config.yaml says something of the storage
+    aws_variables: tuple[str, ...] = ()  # set on this side, and handed to the pod by name
     aws_start_url: str = ""
     aws_account_id: str = ""
     aws_role_name: str = ""
@@ -644,6 +677,8 @@ class Config:
     vault_keep: int = 5
     vault_retention: int = 50
     vault_autolock: int = 0
+    sync_interval: int = 300
+    push_on_exit: bool = True
 
     @property
     def home(self) -> str:
@@ -682,6 +717,7 @@ KEYS: dict[str, Key] = {
     "aws_sso.profile": Key("aws_profile", str, ANY_TEXT),
     "aws_sso.bucket": Key("aws_bucket", str, ANY_TEXT),
     "aws_sso.region": Key("aws_region", str, ANY_TEXT),
+    "aws_sso.endpoint_url": Key("aws_endpoint", str, ANY_TEXT),
     "aws_sso.start_url": Key("aws_start_url", str, ANY_TEXT),
     "aws_sso.account_id": Key("aws_account_id", str, ANY_TEXT),
     "aws_sso.role_name": Key("aws_role_name", str, ANY_TEXT),
@@ -689,6 +725,8 @@ KEYS: dict[str, Key] = {
     "vault.keep": Key("vault_keep", int, most=1000),
     "vault.retention": Key("vault_retention", int, most=100000),
     "vault.autolock": Key("vault_autolock", int, most=10080),
+    "sync.interval": Key("sync_interval", int, most=86400),
+    "sync.push_on_exit": Key("push_on_exit", bool),
 }
 SECTIONS = {name.split(".")[0] for name in KEYS if "." in name}
 # Seen in files that Go TazPod wrote: accepted, whatever they hold.
@@ -776,6 +814,7 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
             values[key.field] = _read_value(name, key, node)
         except ValueError as error:
             raise UsageError(f"{where}:{line}: {name}: {error}") from None
+    values["aws_named"] = any(name.startswith("aws_") for name in values)
     return replace(config, **values), warnings
 
 
@@ -792,7 +831,8 @@ def load_config(project: Path) -> Config:
     for line in warnings:
         warn(line)
     OPTIONS.debug = OPTIONS.debug or config.debug
-    return config
+    names = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
+    return replace(config, aws_variables=tuple(sorted(filter(names.fullmatch, os.environ))))
 
 
 def in_pod() -> bool:
@@ -907,7 +947,9 @@ def exec_argv(config: Config, words: Sequence[str], terminal: bool = True) -> li
     """docker-exec(1) of a command for the operator inside."""
     return [
         *_exec_options(config, terminal),
-        *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}", "-w", WORKSPACE),
+        *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}"),
+        *(word for name in config.aws_variables for word in ("-e", name)),
+        *("-w", WORKSPACE),
         *(config.container_name, "bash", "-lc", shlex.join(words)),
     ]
 
@@ -920,7 +962,8 @@ def is_open_argv(config: Config) -> list[str]:
 def guard_argv(config: Config) -> list[str]:
     """docker-exec(1) of the background guard, detached."""
     user = [] if config.user == Config.user else ["-u", config.user]
-    return ["docker", "exec", "-d", *user, config.container_name, POD_LAUNCHER, GUARD_WORD]
+    names = [word for name in config.aws_variables for word in ("-e", name)]
+    return ["docker", "exec", "-d", *user, *names, config.container_name, POD_LAUNCHER, GUARD_WORD]
 
 
 def build_argv(config: Config) -> list[str]:
@@ -1326,23 +1369,14 @@ def change_mounts(*argv: str) -> Result:
         return capture(as_root(argv))
 
 
-def mount_tmpfs(vault: Vault) -> int:
-    """Mount a fresh tmpfs on TRANSIT (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
+def mount_ram(place: Path, size: str) -> int:
+    """Mount a tmpfs of this user's (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
 
     Who writes through the descriptor writes to RAM, whatever becomes of the mount.
     """
-    for folder in (vault.transit, vault.mount):
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise VaultError(f"{folder}: is not a folder")
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if any(folder.iterdir()):
-            raise VaultError(
-                f"{folder}: there are files on the container's disk where only RAM may be",
-                "look at them, move what you need, delete the rest",
-            )
-    options = f"size={vault.size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec"
+    options = f"size={size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec"
     for extra in (",noswap", ""):  # kernels before 6.4 do not know it
-        result = change_mounts("mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(vault.transit))
+        result = change_mounts("mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(place))
         if result.code == 0:
             break
     else:
@@ -1352,12 +1386,26 @@ def mount_tmpfs(vault: Vault) -> int:
         )
     if not extra and len(Path("/proc/swaps").read_text().splitlines()) > 1:
         warn("this kernel may write an open vault to swap: turn swap off, or encrypt it")
-    fd = os.open(vault.transit, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    mount_now, device = mounted_at(vault.transit), os.fstat(fd).st_dev
-    if mount_now != Mount(f"{os.major(device)}:{os.minor(device)}", str(vault.transit), "tmpfs"):
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    mount, device = mounted_at(place), os.fstat(fd).st_dev
+    if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs"):
         os.close(fd)
-        raise VaultError(f"{vault.transit}: mount said done, but no tmpfs is there")
+        raise VaultError(f"{place}: mount said done, but no tmpfs is there")
     return fd
+
+
+def mount_tmpfs(vault: Vault) -> int:
+    """Mount a fresh tmpfs on TRANSIT, over an empty folder; a descriptor of it."""
+    for folder in (vault.transit, vault.mount):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise VaultError(f"{folder}: is not a folder")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if any(folder.iterdir()):
+            raise VaultError(
+                f"{folder}: there are files on the container's disk where only RAM may be",
+                "look at them, move what you need, delete the rest",
+            )
+    return mount_ram(vault.transit, vault.size)
 
 
 def move_mount(source: Path, target: Path) -> None:
@@ -1382,8 +1430,9 @@ def discard_transit(vault: Vault) -> list[str]:
         # The bridges, and whatever else shows it.  A busy one is a busy vault, though TRANSIT is idle.
         idle = [unmount(Path(p)) for p in mounts_of(mount.device) if p != str(vault.transit)]
         if all(idle) and not take_off(vault.transit):
-            for place in mounts_of(mount.device):  # a killed unlock's bridge, made just now
-                unmount(Path(place))
+            late = mounted_at(vault.home / ".aws")  # a bridge that a killed unlock made just now
+            if late and late.device == mount.device:  # by its place: the number may be another's by now
+                unmount(vault.home / ".aws")
             continue
         hidden = ["a process that may not be looked into"]
         holders = find_holders(os.stat(vault.transit).st_dev) or hidden
@@ -1500,19 +1549,6 @@ def has_sealed(vault: Vault) -> bool:
     return os.path.lexists(vault.sealed)
 
 
-def digest_fd(fd: int) -> str:
-    """SHA-256 of a file from its beginning, leaving it there."""
-    os.lseek(fd, 0, os.SEEK_SET)
-    digest = hashlib.sha256()
-    while True:
-        piece = os.read(fd, 1 << 20)
-        if not piece:
-            break
-        digest.update(piece)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return digest.hexdigest()
-
-
 def digest_data(fd: int, size: int) -> bytes:
     """A digest of a file's size and data; holes are skipped, however large they are (lseek(2))."""
     digest = hashlib.sha256(b"%d" % size)
@@ -1535,14 +1571,14 @@ def digest_data(fd: int, size: int) -> bytes:
     return digest.digest()
 
 
-def is_native(head: bytes) -> bool:
+def is_native(start: bytes) -> bool:
     """Whether a file begins as ours do.
 
     RFC 4880: a symmetric-key packet of 13 bytes (8c 0d), version 4, AES-256 (09), iterated and
     salted S2K (03) with SHA-512 (0a), eight bytes of salt, the maximum count (ff), and then an
     integrity-protected data packet (d2).
     """
-    return head[:6] == b"\x8c\x0d\x04\x09\x03\x0a" and head[14:16] == b"\xff\xd2"
+    return start[:6] == b"\x8c\x0d\x04\x09\x03\x0a" and start[14:16] == b"\xff\xd2"
 
 
 def sealed_head(path: Path) -> bytes:
@@ -1554,9 +1590,9 @@ def sealed_head(path: Path) -> bytes:
         os.close(fd)
 
 
-def format_name(head: bytes) -> str:
+def format_name(start: bytes) -> str:
     """`openpgp` or `go`, by the first 16 bytes."""
-    return "openpgp" if is_native(head) else "go"
+    return "openpgp" if is_native(start) else "go"
 
 
 @contextlib.contextmanager
@@ -1693,9 +1729,9 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
     What tar did counts only when this returns: on WrongPassphrase or VaultError the caller
     throws it away whole.
     """
-    head = os.pread(sealed, 16, 0)
+    start = os.pread(sealed, 16, 0)
     os.lseek(sealed, 0, os.SEEK_SET)
-    if not is_native(head):
+    if not is_native(start):
         return _unseal_go(sealed, passphrase, consumer, pass_fds)
     output, status_fd = memory_file(), memory_file()
     try:
@@ -1909,6 +1945,12 @@ def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
     return tree
 
 
+def login_in_ram(vault: Vault) -> None:
+    """Before the vault is open, ~/.aws is RAM too: a login leaves no token on a disk."""
+    if mounted_at(vault.home / ".aws") is None:
+        os.close(mount_ram(vault.home / ".aws", "1m"))
+
+
 def tell_lost(vault: Vault) -> None:
     """Of a locked vault: say so, once, when its RAM went away while it was open."""
     with contextlib.suppress(FileNotFoundError):
@@ -1937,6 +1979,9 @@ def bridge(vault: Vault) -> None:
     if source.is_symlink() or not source.is_dir():
         warn(f"{vault.mount / '.aws'}: is not a folder; {target} stays on the container's disk")
         return
+    if mounted_at(target) is not None:  # the RAM of a login before this unlock
+        shutil.copytree(target, source, symlinks=True, dirs_exist_ok=True)
+        unmount(target)
     if mounted_at(target) is None:
         target.mkdir(mode=0o700, exist_ok=True)
         result = change_mounts("mount", "--bind", str(source), str(target))
@@ -2100,30 +2145,38 @@ def sealed_is_native(vault: Vault) -> bool:
     return is_native(sealed_head(vault.sealed))
 
 
-def keep_version(vault: Vault) -> None:
-    """Put the present sealed file into the history; a Go one also beside it, for Go TazPod."""
-    if not sealed_digest(vault):
-        return
+def add_version(vault: Vault, path: Path) -> None:
+    """Put a sealed file into the history, under the time when it was sealed."""
     vault.history.mkdir(mode=0o700, exist_ok=True)
-    present = os.lstat(vault.sealed)
+    present = os.lstat(path)
+    if any(os.path.samestat(version.lstat(), present) for version in versions(vault)):
+        return  # a save was killed before it came to the replacing
     stem = version_name(present.st_mtime)
     name, number = f"{stem}.tar.aes", 1
     while (vault.history / name).exists():
         number += 1
         name = f"{stem}-{number}.tar.aes"
-    targets = [vault.history / name]
-    if any(os.path.samestat(path.lstat(), present) for path in versions(vault)):
-        targets.clear()  # a save was killed before it came to the replacing
+    link_or_copy(path, vault.history / name)
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no hard links."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        return
+    except OSError:
+        write_whole(target, path.read_bytes())
+    sync_folder(target.parent)
+
+
+def keep_version(vault: Vault) -> None:
+    """Put the present sealed file into the history; a Go one also beside it, for Go TazPod."""
+    if not sealed_digest(vault):
+        return
+    add_version(vault, vault.sealed)
     if not sealed_is_native(vault):
-        targets.append(vault.folder / f"{SEALED_NAME}.go")
-    for target in targets:
-        try:
-            os.link(vault.sealed, target)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            write_whole(target, vault.sealed.read_bytes())
-        sync_folder(target.parent)
+        link_or_copy(vault.sealed, vault.folder / f"{SEALED_NAME}.go")
 
 
 def versions(vault: Vault) -> list[Path]:
@@ -2167,10 +2220,19 @@ def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
         sync_folder(vault.folder)
 
 
-def lock(vault: Vault) -> list[str]:
-    """Take the open vault away; gives the processes that still sat in it."""
+def lock(vault: Vault, *, saved: bool = False) -> list[str] | None:
+    """Take the open vault away, and a login that was never carried into it.
+
+    Gives the processes that still sat in the vault.  With `saved`, what changed after the save keeps
+    the vault open: None.
+    """
     with vault_lock(vault):
-        return take_away(vault)
+        if saved and is_open(vault) and survey(vault.mount).digest != read_state(vault).get("tree"):
+            return None
+        holders = take_away(vault)
+        if mounted_at(vault.home / ".aws") is not None:
+            unmount(vault.home / ".aws")
+        return holders
 
 
 def take_away(vault: Vault) -> list[str]:
@@ -2184,6 +2246,283 @@ def take_away(vault: Vault) -> list[str]:
         move_mount(vault.mount, vault.transit)
     vault.marker.unlink(missing_ok=True)
     return discard_transit(vault)
+
+
+# ── 7. storage ────────────────────────────────────────────────────────────────────────────
+#
+# `aws s3api`, in the pod.  A push says which version it replaces (If-Match, RFC 9110 section
+# 13.1), so two machines never overwrite each other.
+
+LATEST_KEY = "tazpod/vault/vault.tar.aes"
+KEYS_PROFILE = "tazpod-vault-keys"  # the name under which aws sees the keys of an open vault
+HISTORY_PREFIX = "tazpod/vault/history/"
+CALL_LIMIT = 90.0  # seconds for one call of aws, its own retries included
+READ_LIMIT = 20.0  # seconds of silence before aws gives up, and tries again
+TRANSFER_LIMIT = 900.0  # for one that carries the vault, over a slow line
+ABSENT_CODES = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+CONFLICT_CODES = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
+LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "UnauthorizedException")
+LOGIN_SIGNS = (
+    *("sso session", "token has expired", "error loading sso token", "unable to locate credentials"),
+    "the config profile",  # could not be found: there was no login yet
+)
+
+
+class StorageError(TazpodError):
+    """A call of aws failed; `code` is the service's own word for it, '' when it never answered."""
+
+    def __init__(self, message: str, hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Remote:
+    """An object in the storage: its etag and size, the SHA-256 and the push that made it."""
+
+    etag: str
+    size: int
+    digest: str
+    push: str
+    modified: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where the vault's copies live, and with which keys (empty: those of the login) to get there."""
+
+    bucket: str
+    region: str
+    profile: str
+    endpoint: str = ""
+    key_id: str = ""
+    secret_key: str = ""
+
+
+def aws_environment(profile: str = "") -> dict[str, str]:
+    """Settings for every call of aws: it never asks, never pages, never looks for a cloud host."""
+    settings = {
+        "AWS_PAGER": "",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": str(ATTEMPTS),
+        # Newer versions add checksums that other stores than S3 refuse.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        "AWS_CONFIG_FILE": os.environ.get("AWS_CONFIG_FILE", POD_AWS_CONFIG),
+    }
+    return {**settings, "AWS_PROFILE": profile} if profile else settings
+
+
+def aws_error(result: Result, what: str) -> StorageError:
+    """The error of a call that failed: what the service said, or that it never answered."""
+    found = re.search(r"An error occurred \(([\w.-]+)\)", result.err)
+    code = found.group(1) if found else ""
+    if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
+        return StorageError(f"{what}: the login has expired, or there is none", "tazpod login", code)
+    reason = [line for line in result.err.splitlines() if line.strip()]
+    refused = "may this login use the bucket? aws_sso in the config says which it is"
+    hint = {
+        "NoSuchBucket": "tazpod setup-storage makes the bucket",
+        "AccessDenied": refused,
+        "403": refused,
+    }.get(code, "")
+    return StorageError(f"{what}: {reason[-1] if reason else f'aws status {result.code}'}", hint, code)
+
+
+def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[str, Any]:
+    """One call of `aws s3api` on the bucket; its JSON answer.  Raises StorageError.
+
+    The keys of an open vault go through a file in RAM that only this call can see.
+    """
+    argv = ["aws", "s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
+    argv += ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
+    argv += ["--endpoint-url", storage.endpoint] if storage.endpoint else []
+    environment = aws_environment(KEYS_PROFILE if storage.key_id else storage.profile)
+    limit = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
+    fds: tuple[int, ...] = ()
+    with contextlib.ExitStack() as stack:
+        if storage.key_id:
+            lines = (f"[{KEYS_PROFILE}]", f"aws_access_key_id={storage.key_id}")
+            text = "\n".join((*lines, f"aws_secret_access_key={storage.secret_key}", ""))
+            fd = memory_file(text.encode())
+            stack.callback(os.close, fd)
+            environment["AWS_SHARED_CREDENTIALS_FILE"] = f"/dev/fd/{fd}"
+            fds = (fd,)
+        result = capture([*argv, *words], pass_fds=fds, limit=limit, env=environment)
+    if result.code != 0:
+        raise aws_error(result, what or f"storage {storage.bucket}")
+    try:
+        answer = json.loads(result.out or b"{}")
+    except ValueError:
+        raise StorageError(f"aws s3api {operation}: its answer makes no sense") from None
+    return answer if isinstance(answer, dict) else {}
+
+
+def parse_remote(answer: Mapping[str, Any]) -> Remote:
+    """What head-object and get-object say of an object."""
+    metadata = answer.get("Metadata") or {}
+    size, modified = int(answer.get("ContentLength", -1)), str(answer.get("LastModified", ""))
+    digest, push = str(metadata.get("content-sha256", "")), str(metadata.get("tazpod-push", ""))
+    return Remote(str(answer.get("ETag", "")), size, digest, push, modified)
+
+
+def head(storage: Storage, key: str = LATEST_KEY) -> Remote | None:
+    """The object at a key; None only when the storage says so."""
+    try:
+        return parse_remote(s3(storage, "head-object", "--key", key))
+    except StorageError as error:
+        if error.code in ABSENT_CODES:
+            return None
+        if error.code in ("400", "403"):  # the answer to HEAD has no text that could say why
+            list_history(storage)
+        raise
+
+
+def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | None:
+    """Fetch the object at a key into a new file, and check that all of it came; None as `head`."""
+    try:
+        remote = parse_remote(s3(storage, "get-object", "--key", key, str(target)))
+    except StorageError as error:
+        # Not a bare 404: whatever stands between here and the storage can say that as well.
+        if error.code in ("NoSuchKey", "NoSuchBucket"):
+            return None
+        raise
+    fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        digest, size = digest_fd(fd), os.fstat(fd).st_size
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    # Without an etag it was not the storage that answered.
+    if not remote.etag or size == 0 or size != remote.size or remote.digest not in ("", digest):
+        raise StorageError(f"storage {storage.bucket}: {key} came damaged", "try again")
+    return replace(remote, digest=digest)
+
+
+def too_old(error: StorageError) -> bool:
+    """Whether aws itself, not the storage, refused an option that it does not know."""
+    return not error.code and "Unknown options" in str(error)
+
+
+def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push: str) -> Remote | None:
+    """Put a sealed file in the place of `base`, or of nothing; None when another was faster.
+
+    Read back before it is believed.  A retry of aws's own after a lost answer looks like a
+    conflict, so the object is looked at for the id of this `push` before it is called one.
+    """
+    condition = ("--if-match", base.etag) if base else ("--if-none-match", "*")
+    words = ["--key", LATEST_KEY, "--body", str(path)]
+    words += ["--metadata", f"content-sha256={digest},tazpod-push={push}"]
+    try:
+        s3(storage, "put-object", *words, *condition)
+    except StorageError as error:
+        if too_old(error):
+            warn("this aws is too old for conditional writes: two pushes at once may lose one")
+            now = head(storage)
+            if (now.etag if now else "") != (base.etag if base else ""):
+                return None
+            s3(storage, "put-object", *words)
+        elif error.code not in (*CONFLICT_CODES, *ABSENT_CODES) or error.code == "NoSuchBucket":
+            raise
+    now = head(storage)
+    if now is None or now.push != push:
+        return None
+    if now.size != path.stat().st_size:
+        raise StorageError(f"storage {storage.bucket}: the pushed vault came there damaged")
+    return now
+
+
+def list_history(storage: Storage) -> dict[str, dict[str, Any]]:
+    """The versions in the storage: what list-objects-v2 says of each key, the oldest first."""
+    answer = s3(storage, "list-objects-v2", "--prefix", f"{HISTORY_PREFIX}vault-")
+    items = sorted(answer.get("Contents") or [], key=lambda item: version_order(item["Key"]))
+    return {item["Key"]: item for item in items}
+
+
+def version_order(key: str) -> tuple[str, int]:
+    """What sorts the keys of versions by age, also those of one second."""
+    stem, _, number = key[len(HISTORY_PREFIX) : -len(".tar.aes")].partition("-")[2].partition("-")
+    return stem, int(number) if number.isdigit() else 1
+
+
+def history_key(modified: str, etag: str, taken: Mapping[str, str]) -> str:
+    """Where a version belongs in the history: its time as YYYYMMDDTHHMMSS, told apart if taken."""
+    digits = re.sub(r"\D", "", modified)[:14].ljust(14, "0")
+    stem, number = f"{HISTORY_PREFIX}vault-{digits[:8]}T{digits[8:]}", 1
+    key = f"{stem}.tar.aes"
+    while taken.get(key, etag) != etag:
+        number += 1
+        key = f"{stem}-{number}.tar.aes"
+    return key
+
+
+def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
+    """Keep the present object as a version, and only the newest `retention` of them.
+
+    False when it is not the present object any more.
+    """
+    taken = {key: str(item.get("ETag", "")) for key, item in list_history(storage).items()}
+    key = history_key(remote.modified, remote.etag, taken)
+    if key not in taken:
+        source = f"{storage.bucket}/{LATEST_KEY}"
+        words = ("--copy-source", source, "--copy-source-if-match", remote.etag, "--key", key)
+        try:
+            answer = s3(storage, "copy-object", *words)
+        except StorageError as error:
+            if error.code in (*CONFLICT_CODES, *ABSENT_CODES):
+                return False
+            raise
+        if not (answer.get("CopyObjectResult") or {}).get("ETag"):
+            raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
+    old = sorted({*taken, key}, key=version_order)[: -retention or None]
+    if old:
+        objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
+        s3(storage, "delete-objects", "--delete", objects)
+    return True
+
+
+def honours_conditions(storage: Storage) -> bool:
+    """Whether the storage keeps to If-None-Match and If-Match; some that speak S3 ignore both."""
+    words = ("--key", "tazpod/probe")
+    refused = 0
+    for condition in (("--if-none-match", "*"), ("--if-match", '"0"')):
+        try:
+            s3(storage, "put-object", *words)
+            s3(storage, "put-object", *words, *condition)
+        except StorageError as error:
+            if error.code not in CONFLICT_CODES and not too_old(error):
+                raise
+            refused += 1
+    s3(storage, "delete-object", "--key", "tazpod/probe")
+    return refused == 2
+
+
+def make_bucket(storage: Storage) -> list[str]:
+    """Make the bucket private, versioned and encrypted; what the storage cannot do, by name."""
+    place = () if storage.region == "us-east-1" else (f"LocationConstraint={storage.region}",)
+    try:
+        s3(storage, "create-bucket", *(("--create-bucket-configuration", *place) if place else ()))
+    except StorageError as error:
+        if error.code == "BucketAlreadyExists":
+            message = f"the bucket name {storage.bucket} is somebody else's"
+            raise StorageError(message, "choose another aws_sso.bucket", error.code) from None
+        if error.code != "BucketAlreadyOwnedByYou":
+            raise
+    block = "BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true"
+    rule = '{"Rules":[{"ApplyServerSideEncryptionByDefault":{"SSEAlgorithm":"AES256"}}]}'
+    missing = []
+    for what, operation, *words in (
+        ("blocking public access", "put-public-access-block", "--public-access-block-configuration", block),
+        ("versioning", "put-bucket-versioning", "--versioning-configuration", "Status=Enabled"),
+        ("encryption", "put-bucket-encryption", "--server-side-encryption-configuration", rule),
+    ):
+        try:
+            s3(storage, operation, *words)
+        except StorageError as error:
+            if error.code not in ("NotImplemented", "MethodNotAllowed", "501", "405"):
+                raise
+            missing.append(what)
+    return missing
 
 
 # ── 8. session ────────────────────────────────────────────────────────────────────────────
@@ -2203,7 +2542,7 @@ class State:
     sealed: bool
 
 
-UNLOCK, START_NEW, SHELL, LEAVE = "unlock", "start new", "shell", "leave"
+UNLOCK, BOOTSTRAP, SHELL, LEAVE = "unlock", "bootstrap", "shell", "leave"
 
 
 def plan_entry(state: State) -> tuple[str, ...]:
@@ -2212,7 +2551,7 @@ def plan_entry(state: State) -> tuple[str, ...]:
         return (SHELL,)
     if state.open:
         return (SHELL, LEAVE)
-    return (UNLOCK if state.sealed else START_NEW, SHELL, LEAVE)
+    return (UNLOCK if state.sealed else BOOTSTRAP, SHELL, LEAVE)
 
 
 def host_vault(config: Config) -> Vault:
@@ -2232,8 +2571,11 @@ def observe(config: Config) -> State:
         return State(ghost=False, open=False, sealed=False)
     opened = vault_is_open(config)
     vault = host_vault(config)
-    if not opened:
-        tell_lost(vault)
+    if not opened and vault.marker.exists():
+        with locked_file(vault.folder / ".lock", "working on the vault"):  # not in the middle of an unlock
+            opened = vault_is_open(config)
+            if not opened:
+                tell_lost(vault)
     return State(ghost=True, open=opened, sealed=has_sealed(vault))
 
 
@@ -2299,6 +2641,151 @@ def sessions(folder: Path) -> dict[str, Path]:
     return {path.stem: path for kind in kinds for path in folder.glob(f"*.{kind}")}
 
 
+# -- the vault and its copy in the storage
+
+
+def storage_of(config: Config, vault: Vault) -> Storage:
+    """The storage, with credentials in the order of CONTRACT.md section 8."""
+    storage = Storage(config.aws_bucket, config.aws_region, config.aws_profile, config.aws_endpoint)
+    if os.environ.get("AWS_ACCESS_KEY_ID"):
+        return replace(storage, profile="")
+    found = []
+    for name in ("access_key_id", "secret_access_key"):
+        for style in (f"aws_{name}", f"aws-{name.replace('_', '-')}"):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                found.append((vault.mount / style).read_text().strip().strip("'\""))
+                if not re.fullmatch(r"[!-~]+", found[-1]):
+                    raise StorageError(f"{vault.mount / style}: does not hold one key in one line")
+                break
+    return replace(storage, key_id=found[0], secret_key=found[1]) if len(found) == 2 else storage
+
+
+def uses_storage(config: Config, vault: Vault) -> bool:
+    """Whether this project has to do with the storage: synced before, or there are credentials."""
+    storage, cache = storage_of(config, vault), vault.home / ".aws/sso/cache"
+    return bool(base_of(vault, config) or storage.key_id or not storage.profile or any(cache.glob("*")))
+
+
+def read_base(vault: Vault) -> dict[str, str]:
+    """What was last synced: bucket, etag, digest, time; `pushing` while a push is under way."""
+    try:
+        data = json.loads((vault.folder / "remote.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+
+
+def write_base(vault: Vault, config: Config, **facts: str) -> None:
+    """Remember what was last synced.  Losing it is harmless: the next push then asks."""
+    write_whole(vault.folder / "remote.json", json.dumps({"bucket": config.aws_bucket, **facts}).encode())
+
+
+def synced(vault: Vault, config: Config, remote: Remote) -> None:
+    """Remember that this machine has seen `remote`."""
+    write_base(vault, config, etag=remote.etag, digest=remote.digest, time=utc(time.time()))
+
+
+def base_of(vault: Vault, config: Config) -> dict[str, str]:
+    """What was last synced with the bucket of the config; nothing that another bucket said."""
+    base = read_base(vault)
+    return base if base.get("bucket") == config.aws_bucket else {}
+
+
+def conflict(text: str) -> StorageError:
+    """Both sides have what the other has not: nothing was overwritten, and there are three ways."""
+    return StorageError(
+        f"{text}; nothing was overwritten",
+        "keep mine as the next push, theirs in the history: tazpod pull --keep-mine; "
+        "take theirs, mine in the history: tazpod pull --force; "
+        "overwrite theirs, kept in its history: tazpod push --force",
+    )
+
+
+@contextlib.contextmanager
+def syncing(vault: Vault) -> Iterator[Path]:
+    """One push or pull at a time on this machine; the name of the file that it sends or fetches.
+
+    Not a name that a save takes for its own leftover: the two may run at the same time.
+    """
+    check_folder(vault)
+    with locked_file(vault.folder / ".sync", "talking to the storage", 3 * CALL_LIMIT):
+        for stale in vault.folder.glob(".*.part"):
+            stale.unlink()
+        path = vault.folder / f".{SEALED_NAME}.{secrets.token_hex(4)}.part"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
+    """Send the sealed vault to the storage; False when it is there already.
+
+    Raises StorageError, also for a conflict; the remote is then as it was.
+    """
+    storage = storage_of(config, vault)
+    with syncing(vault) as snapshot:
+        with vault_lock(vault):
+            digest = sealed_digest(vault)
+            if not digest:
+                raise VaultError(f"{vault.sealed}: there is no sealed vault to push")
+            shutil.copy2(vault.sealed, snapshot)
+        base, present = base_of(vault, config), head(storage)
+        if present and (present.digest, present.size) == (digest, snapshot.stat().st_size):
+            synced(vault, config, present)
+            return False
+        ours = present and present.push == base.get("pushing", "none")  # its answer was lost
+        if not force and not ours and (present.etag if present else "") != base.get("etag", ""):
+            write_base(vault, config, **{**base, "conflict": digest})
+            if present is None:
+                raise conflict(f"{storage.bucket} held a vault at the last sync and holds none now")
+            raise conflict(f"{storage.bucket} holds a vault that this machine has not seen")
+        now, push_id = None, secrets.token_hex(16)
+        if present is None or copy_to_history(storage, present, config.vault_retention):
+            write_base(vault, config, **{**base, "pushing": push_id})
+            now = upload(storage, snapshot, digest, present, push_id)
+        if now is None:
+            write_base(vault, config, **{**base, "conflict": digest})
+            raise conflict("another machine pushed at the same time")
+        synced(vault, config, replace(now, digest=digest))
+        return True
+
+
+def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool = False) -> bool | None:
+    """Bring the storage's vault here; False when it is here already, None when there is none.
+
+    What was sealed here and never pushed is not buried unless told so.
+    """
+    storage = storage_of(config, vault)
+    with syncing(vault) as incoming:
+        remote = download(storage, incoming)
+        if remote is None:
+            return None
+        with vault_lock(vault):
+            mine = sealed_digest(vault)
+            if mine == remote.digest:
+                synced(vault, config, remote)
+                return False
+            unpushed = bool(mine) and mine != base_of(vault, config).get("digest")
+            if unpushed and not force and not keep_mine:
+                raise conflict("what was sealed here was never pushed, and the storage holds another vault")
+            if not keep_mine and is_open(vault):
+                raise VaultError("the vault is open, and the storage holds another", "tazpod lock, then pull")
+            incoming.chmod(0o600)
+            if keep_mine and mine:
+                add_version(vault, incoming)
+            else:
+                keep_version(vault)
+                os.replace(incoming, vault.sealed)
+            sync_folder(vault.folder)
+            prune_history(vault)
+            synced(vault, config, remote)
+        return True
+
+
+# -- in and out
+
+
 def pod_command(config: Config, words: Sequence[str], passphrase: bytes | None = None) -> int:
     """Run a word of ours in the pod, on this terminal if there is one; its exit status."""
     flags = [flag for flag, on in (("--debug", OPTIONS.debug), ("--yes", OPTIONS.yes)) if on]
@@ -2331,10 +2818,10 @@ def open_shell(config: Config, session: Session) -> int:
 def leave(config: Config, session: Session, interrupted: bool) -> int:
     """End the session: the pod saves and locks, unless other sessions are open."""
     words = ["lock", "--leaving", session.id]
-    head = b""
+    start = b""
     with contextlib.suppress(VaultError):
-        head = sealed_head(host_vault(config).sealed)
-    if head and not is_native(head) and on_terminal() and not interrupted:
+        start = sealed_head(host_vault(config).sealed)
+    if start and not is_native(start) and on_terminal() and not interrupted:
         with contextlib.suppress(SystemExit):  # there is a question; whoever is asked may go away
             code = pod_command(config, words)
             if on_terminal():
@@ -2346,17 +2833,52 @@ def leave(config: Config, session: Session, interrupted: bool) -> int:
         return run_foreground(argv, stdin=nothing.fileno(), own_session=True)
 
 
+def bootstrap(config: Config) -> None:
+    """No vault here: fetch it, each step its own exec, so that no stray key of one reaches the next.
+
+    A new vault is offered only when the storage says for certain that it has none, or on request;
+    at once where nothing in the project or its surroundings names a storage.
+    """
+    named = config.aws_named or config.aws_variables
+    if named and confirm("There is no vault here. Log in and pull it from the storage?"):
+        if "AWS_ACCESS_KEY_ID" not in config.aws_variables and pod_command(config, ["login"]) != 0:
+            return
+        code = pod_command(config, ["pull", "vault"])
+        if code == 0:
+            pod_command(config, ["unlock"])
+        if code != ABSENT or not confirm("The storage has no vault. Start a new, empty one?"):
+            return
+    elif not confirm("There is no vault yet. Start a new, empty one?"):
+        return
+    pod_command(config, ["unlock"])
+
+
+def tell_sync(config: Config, vault: Vault) -> None:
+    """At entry: what the storage has not got, or a conflict that waits for a decision."""
+    base = base_of(vault, config)
+    if not base:
+        return
+    with contextlib.suppress(TazpodError):
+        digest = sealed_digest(vault)
+        if digest and "conflict" in base:
+            warn("the storage holds another vault than this machine: tazpod push tells the ways out")
+        elif digest != base.get("digest", ""):
+            warn(f"the sealed vault was not pushed since {base.get('time', 'the last sync')}")
+
+
 def enter(config: Config) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
     ensure_up(config)
     steps = plan_entry(observe(config))
+    if config.ghost_mode:
+        tell_sync(config, host_vault(config))
     session = open_session(config)
     code, interrupted = FAILED, True
     try:
         if UNLOCK in steps and confirm("The vault is locked. Unlock it?"):
             pod_command(config, ["unlock"])
-        if START_NEW in steps and confirm("There is no vault yet. Start a new, empty one?"):
-            pod_command(config, ["unlock"])
+        if BOOTSTRAP in steps:
+            bootstrap(config)
         code = open_shell(config, session)
         interrupted = False
     finally:
@@ -2484,25 +3006,80 @@ class Watch:
     pending: bool = False  # the last session has died, so the vault is to be locked
     delay: float = 1.0
     retry: float = 0.0
+    cycle: float = 0.0  # when to save and push next
+    pause: float = 0.0  # seconds until then; grows while it fails
 
 
-def look_after(config: Config, vault: Vault, folder: Path, watch: Watch) -> None:
-    """One look of the guard: end dead sessions, lock after the last, clear what was half done."""
+def by_child(log: Any, word: str, *options: str) -> bool:
+    """Run a word in a process of its own, so that this one stays small; log how it went."""
+    start = time.monotonic()
+    result = capture([POD_LAUNCHER, word, *options], limit=2 * TRANSFER_LIMIT)
+    said = " / ".join(line.strip() for line in result.err.splitlines())
+    level = "info" if result.code == 0 else "error"
+    getattr(log, level)("%s: status %d in %.1f s: %s", word, result.code, time.monotonic() - start, said)
+    return result.code == 0
+
+
+def sync_cycle(config: Config, vault: Vault, log: Any) -> bool:
+    """Save if something changed, push if what is sealed is not in the storage; False on failure."""
+    with vault_lock(vault):
+        changed = survey(vault.mount).digest != read_state(vault).get("tree")
+        old_format = bool(sealed_digest(vault)) and not sealed_is_native(vault)
+    if changed and old_format:
+        log.debug("not saved: the first save over a vault of Go TazPod is for a person to start")
+    elif changed and not by_child(log, "save"):
+        return False
+    base, digest = base_of(vault, config), sealed_digest(vault)
+    # A conflict waits for a person: see `tell_sync`.
+    if digest not in ("", base.get("digest")) and "conflict" not in base and uses_storage(config, vault):
+        return by_child(log, "push")
+    log.debug("nothing to do")
+    return True
+
+
+def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: Any) -> None:
+    """One look of the guard: end dead sessions, lock after the last, save and push in time."""
     dead, alive = end_dead_sessions(folder)
     watch.pending = (watch.pending or dead > 0) and alive == 0
+    now = time.monotonic()
     if not is_open(vault):
         watch.pending, watch.delay = False, 1.0
+        if now >= watch.cycle:
+            log.debug("the vault is locked: nothing to do")
+            watch.pause, watch.cycle = 0.0, now + config.sync_interval
         if mounted_at(vault.transit):
             with vault_lock(vault):
                 discard_transit(vault)
         return
     idle = time.time() - last_sign_of_life(vault, folder)
     overdue = config.vault_autolock and idle > config.vault_autolock * 60
-    if (watch.pending or overdue) and time.monotonic() >= watch.retry:
-        result = capture([POD_LAUNCHER, "lock"])
-        say(f"lock without a session: status {result.code}: {' / '.join(result.err.splitlines())}")
-        watch.retry = time.monotonic() + watch.delay
-        watch.delay = min(watch.delay * 2, 60.0)
+    if watch.pending or overdue:
+        leaving = [] if overdue else ["--leaving=guard"]  # pushes as well, as the last session would
+        if now >= watch.retry and not by_child(log, "lock", *leaving):
+            watch.delay = min(watch.delay * 2, 60.0)
+        watch.retry = max(watch.retry, now + watch.delay)
+    elif config.sync_interval and now >= watch.cycle:
+        try:
+            done = sync_cycle(config, vault, log)
+        except (TazpodError, OSError) as error:
+            log.error("%s", error)
+            done = False
+        watch.pause = config.sync_interval if done else min(max(watch.pause, 1.0) * 2, 1800.0)
+        watch.cycle = time.monotonic() + watch.pause
+
+
+def guard_log() -> Any:
+    """The log of the guard: UTC, level, what; a second file when it is longer than 1 MB."""
+    import logging.handlers
+
+    log = logging.getLogger("tazpod")
+    handler = logging.handlers.RotatingFileHandler(LOG_PATH, maxBytes=1_000_000, backupCount=1)
+    form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    form.converter = time.gmtime
+    handler.setFormatter(form)
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if OPTIONS.debug else logging.INFO)
+    return log
 
 
 def tool_stamp() -> tuple[int, ...]:
@@ -2514,19 +3091,29 @@ def tool_stamp() -> tuple[int, ...]:
 
 
 def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
-    """Watch the sessions until SIGTERM.  There is one in a container: another ends at once."""
-    folder, watch = private_folder(Path(WORKSPACE, ENVELOPE, "run")), Watch()
+    """Watch until SIGTERM, which ends the cycle under way first.  One in a container: another
+    ends at once, and this one gives way to a newer tool."""
+    folder = private_folder(Path(WORKSPACE, ENVELOPE, "run"))
+    watch = Watch(cycle=time.monotonic() + config.sync_interval)
     own = tool_stamp()
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: ended.append(number))
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked_file(folder / "guard.lock", "guarding", wait=0))
         except TazpodError:
             return
+        log = guard_log()
+        log.info("started")
         while tool_stamp() == own:
             try:
-                look_after(config, vault, folder, watch)
+                look_after(config, vault, folder, watch, log)
             except (TazpodError, OSError) as error:
-                warn(str(error))
+                log.error("%s", error)
+            if ended:
+                log.info("ended by signal %d", ended[0])
+                return
             time.sleep(tick)
         time.sleep(tick)  # until all of the newer one is there
     os.execv(POD_LAUNCHER, ["tazpod", GUARD_WORD])
@@ -2617,15 +3204,6 @@ def cmd_build(args: argparse.Namespace) -> int:
     return OK
 
 
-def cmd_pull(args: argparse.Namespace) -> int:
-    """pull the image"""
-    config = the_project()
-    pull_image(config)
-    if find_container(config):
-        say("the container still has the image it was made from: tazpod down, then tazpod up")
-    return OK
-
-
 def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[..., int]:
     """A word of the vault: runs in the pod; typed on the host, it is forwarded there."""
 
@@ -2697,12 +3275,9 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
 
 def start_guard() -> None:
     """Start the guard in the background; where one runs already the new one ends at once."""
-    with open(os.devnull, "r+b") as nothing, contextlib.ExitStack() as stack:
-        log = nothing.fileno()
-        with contextlib.suppress(OSError):
-            log = os.open(LOG_PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-            stack.callback(os.close, log)
-        spawn([POD_LAUNCHER, GUARD_WORD], stdin=nothing, stdout=log, stderr=log, start_new_session=True)
+    with open(os.devnull, "r+b") as nothing:
+        fd = nothing.fileno()
+        spawn([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
 
 
 def agree_to_upgrade() -> None:
@@ -2742,12 +3317,134 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
         return OK
     if args.discard:
         say("what changed since the last save is given up")
-    else:
-        save_and_say(vault)
-    holders = lock(vault)
+    holders = lock(vault) if args.discard else None
+    for _ in range(ATTEMPTS):
+        if holders is None:
+            save_and_say(vault)
+            if args.leaving and config.push_on_exit:
+                push_before_leaving(config, vault)
+            holders = lock(vault, saved=True)
+    if holders is None:
+        raise VaultError(
+            "something keeps writing into the vault", "end it, or give it up: tazpod lock --discard"
+        )
     if holders:
         warn(f"still in the vault when it was locked: {', '.join(holders)}")
     say("the vault is locked")
+    return OK
+
+
+def push_before_leaving(config: Config, vault: Vault) -> None:
+    """A last push with a bounded wait, where this project has to do with the storage."""
+    base = base_of(vault, config)
+    if sealed_digest(vault) == base.get("digest") or "conflict" in base:
+        return
+    try:
+        if uses_storage(config, vault):
+            result = capture([POD_LAUNCHER, "push"], limit=EXIT_LIMIT)
+            say("pushed" if result.code == 0 else f"saved here, but not pushed: {result.reason}")
+    except TazpodError as error:
+        say(f"saved here, but not pushed: {error}")
+
+
+@forwarded
+def cmd_push(args: argparse.Namespace, config: Config) -> int:
+    """send the sealed vault to the storage"""
+    vault = pod_vault(config)
+    if push(config, vault, force=args.force):
+        say(f"pushed to {config.aws_bucket} ({vault.sealed.stat().st_size} bytes)")
+    else:
+        say(f"{config.aws_bucket} has this vault already")
+    return OK
+
+
+@forwarded
+def pull_vault(args: argparse.Namespace, config: Config) -> int:
+    """Bring the vault from the storage."""
+    vault = pod_vault(config)
+    done = pull(config, vault, keep_mine=args.keep_mine, force=args.force)
+    if done is None:
+        write_base(vault, config, etag="", digest="", time=utc(time.time()))
+        complain(StorageError(f"{config.aws_bucket} holds no vault", "tazpod push puts this one there"))
+        return ABSENT
+    kept = "theirs is in the history; the next push replaces it" if args.keep_mine else "pulled"
+    say(f"{config.aws_bucket}: {kept if done else 'nothing new'}")
+    return OK
+
+
+def cmd_pull(args: argparse.Namespace) -> int:
+    """bring the vault from the storage; `pull image` pulls the image"""
+    if args.what == "vault":
+        return pull_vault(args)
+    if in_pod():
+        raise UsageError("pull image is for the host; this is inside the container")
+    config = the_project()
+    pull_image(config)
+    if find_container(config):
+        say("the container still has the image it was made from: tazpod down, then tazpod up")
+    return OK
+
+
+@forwarded
+def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
+    """make the bucket: private, versioned, encrypted"""
+    storage = storage_of(config, pod_vault(config))
+    for what in make_bucket(storage):
+        warn(f"{storage.bucket}: this storage does not know {what}")
+    if not honours_conditions(storage):
+        warn(f"{storage.bucket}: this storage ignores conditional writes: two pushes at once may lose one")
+    say(f"the bucket {storage.bucket} is ready")
+    return OK
+
+
+def write_profile(config: Config, path: Path) -> bool:
+    """Put the login profile into the AWS config from what config.yaml says; False if it says too little."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    name, sections = config.aws_profile, set(re.findall(r"^\[(.+?)\]", text, re.MULTILINE))
+    if f"profile {name}" in sections:
+        return True
+    if not (config.aws_start_url and config.aws_account_id and config.aws_role_name):
+        return False
+    profile = {
+        "sso_session": name,
+        "sso_account_id": config.aws_account_id,
+        "sso_role_name": config.aws_role_name,
+        "region": config.aws_region,
+    }
+    session = {
+        "sso_start_url": config.aws_start_url,
+        "sso_region": config.aws_region,
+        "sso_registration_scopes": "sso:account:access",
+    }
+    for section, values in ((f"profile {name}", profile), (f"sso-session {name}", session)):
+        if section not in sections:
+            lines = [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
+            text = f"{text.rstrip()}\n\n".lstrip() + "\n".join(lines)
+    private_folder(path.parent)
+    write_whole(path, text.encode())
+    return True
+
+
+@forwarded
+def cmd_login(args: argparse.Namespace, config: Config) -> int:
+    """log in to AWS by single sign-on"""
+    vault, profile, env = pod_vault(config), config.aws_profile, aws_environment()
+    login_in_ram(vault)
+    ask = ["aws", "configure", "sso", "--profile", profile]
+    if not write_profile(config, Path(env["AWS_CONFIG_FILE"])) and run_foreground(ask, env=env) != 0:
+        raise StorageError(f"the profile {profile} was not set up", "tazpod login tries again")
+    valid = ["aws", "configure", "export-credentials", "--profile", profile]
+    if capture(valid, limit=CALL_LIMIT, env=env).code == 0:
+        say(f"the login {profile} is still valid")
+        return OK
+    sso = ["aws", "sso", "login", "--profile", profile]
+    # The browser's answer could not come back into the container; older versions know no other way.
+    # Asked by an option that none knows, so that nothing is done; all that is unknown is named.
+    probe = capture([*sso, "--use-device-code", "--tazpod-probe"], env=env)
+    device = not re.search("Unknown options:.*--use-device-code", probe.err)
+    if run_foreground([*sso, *(["--use-device-code"] if device else [])], env=env) != 0:
+        raise StorageError(f"the login {profile} failed", "tazpod login tries again")
+    say(f"logged in as {profile}")
     return OK
 
 
@@ -2762,25 +3459,38 @@ def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
     return OK
 
 
-def chosen_version(vault: Vault, name: str) -> Path:
+@contextlib.contextmanager
+def chosen_version(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[Path]:
     """A sealed file by what the person calls it; without a name, the present one."""
-    if not name:
-        return vault.sealed
-    matches = [p for p in versions(vault) if name in (p.name, p.name[: -len(".tar.aes")])]
-    if not matches:
-        raise UsageError(f"there is no version {name!r}", "tazpod history lists them")
-    return matches[0]
+    if args.remote:
+        key = (
+            f"{HISTORY_PREFIX}{args.version.replace('.tar.aes', '')}.tar.aes" if args.version else LATEST_KEY
+        )
+        with syncing(vault) as path:
+            if download(storage_of(config, vault), path, key) is None:
+                raise StorageError(
+                    f"{config.aws_bucket} holds no {key}", "tazpod history --remote lists them"
+                )
+            yield path
+    elif args.version:
+        names = (args.version, f"{args.version}.tar.aes")
+        matches = [path for path in versions(vault) if path.name in names]
+        if not matches:
+            raise UsageError(f"there is no version {args.version!r}", "tazpod history lists them")
+        yield matches[0]
+    else:
+        if not has_sealed(vault):
+            raise VaultError(f"{vault.sealed}: there is no sealed vault")
+        yield vault.sealed
 
 
 @forwarded
 def cmd_verify(args: argparse.Namespace, config: Config) -> int:
     """prove that the sealed file opens, without opening the vault"""
     vault = pod_vault(config)
-    path = chosen_version(vault, args.version)
-    if path == vault.sealed and not has_sealed(vault):
-        raise VaultError(f"{path}: there is no sealed vault")
-    count = verify(vault, path, passphrase_for(args, ask_passphrase))
-    say(f"{path.name} opens and is whole ({count} entries)")
+    with chosen_version(args, config, vault) as path:
+        count = verify(vault, path, passphrase_for(args, ask_passphrase))
+    say(f"{args.version or SEALED_NAME} opens and is whole ({count} entr{'y' if count == 1 else 'ies'})")
     return OK
 
 
@@ -2788,14 +3498,25 @@ def cmd_verify(args: argparse.Namespace, config: Config) -> int:
 def cmd_restore(args: argparse.Namespace, config: Config) -> int:
     """make an earlier version the sealed vault"""
     vault = pod_vault(config)
-    path = chosen_version(vault, args.version)
-    restore(vault, path, passphrase_for(args, ask_passphrase))
-    say(f"{path.name} is the sealed vault now; the one before it is in the history")
+    with chosen_version(args, config, vault) as path:
+        restore(vault, path, passphrase_for(args, ask_passphrase))
+    say(f"{args.version} is the sealed vault now; the one before it is in the history")
+    return OK
+
+
+@forwarded
+def remote_history(args: argparse.Namespace, config: Config) -> int:
+    """List the versions in the storage."""
+    for key, item in list_history(storage_of(config, pod_vault(config))).items():
+        name = key[len(HISTORY_PREFIX) : -len(".tar.aes")]
+        emit(f"{name:<26}  {item.get('LastModified', '')!s:<23}  {item.get('Size', 0):>10} bytes")
     return OK
 
 
 def cmd_history(args: argparse.Namespace) -> int:
-    """list the sealed versions on this machine"""
+    """list the earlier sealed versions"""
+    if args.remote:
+        return remote_history(args)
     config = the_project()
     vault = pod_vault(config) if in_pod() else host_vault(config)
     paths = versions(vault) + ([vault.sealed] if has_sealed(vault) else [])
@@ -2857,6 +3578,11 @@ FORCE = option("--force", action="store_true", help="seal also when nothing chan
 LEAVING = option("--leaving", default="", help=argparse.SUPPRESS)
 IMAGE = option("--image", default="", help="the image to use")
 NAME = option("--name", default="", help="the container's name")
+WHAT = option("what", nargs="?", choices=["vault", "image"], default="vault", help="vault (default) or image")
+KEEP_MINE = option("--keep-mine", action="store_true", help="put theirs into the history, push mine next")
+TAKE_THEIRS = option("--force", action="store_true", help="take theirs, and put mine into the history")
+OVERWRITE = option("--force", action="store_true", help="replace theirs, which goes to the history there")
+REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
     "version", nargs="?", default="", help="an earlier one, as `tazpod history` names it"
@@ -2874,13 +3600,18 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("up", cmd_up, host_only=True),
         Word("down", cmd_down, (DISCARD,), host_only=True),
         Word("build", cmd_build, host_only=True),
-        Word("pull", cmd_pull, (option("what", choices=["image"], help="image"),), host_only=True),
+    ),
+    "Storage": (
+        Word("login", cmd_login),
+        Word("push", cmd_push, (option("what", nargs="?", choices=["vault"], default="vault"), OVERWRITE)),
+        Word("pull", cmd_pull, (WHAT, KEEP_MINE, TAKE_THEIRS)),
+        Word("setup-storage", cmd_setup_storage),
     ),
     "The vault's care": (
         Word("passwd", cmd_passwd, (PASSPHRASE_FD,)),
-        Word("history", cmd_history),
-        Word("verify", cmd_verify, (PERHAPS_VERSION, PASSPHRASE_FD)),
-        Word("restore", cmd_restore, (VERSION, PASSPHRASE_FD)),
+        Word("history", cmd_history, (REMOTE,)),
+        Word("verify", cmd_verify, (PERHAPS_VERSION, REMOTE, PASSPHRASE_FD)),
+        Word("restore", cmd_restore, (VERSION, REMOTE, PASSPHRASE_FD)),
     ),
 }
 INTERNAL = (
@@ -2888,7 +3619,7 @@ INTERNAL = (
     Word(SETUP_WORD, cmd_setup, (option("user"),)),
     Word(HOLDERS_WORD, cmd_holders, (option("device", type=int),)),
 )
-ALIASES = {"ssh": ["enter"], "update": ["pull", "image"]}
+ALIASES = {"ssh": ["enter"], "sync": ["pull"], "update": ["pull", "image"]}
 
 HELP_HEAD = """\
 usage: tazpod [WORD] [OPTIONS]
@@ -2910,7 +3641,7 @@ Files of a project
 
 Exit status
   0 done   1 failed   2 wrong usage or config   127 a program is missing   130 interrupted
-  enter gives the shell's own.
+  pull gives 3 when the storage holds no vault; enter gives the shell's own.
 """
 
 
@@ -2947,7 +3678,7 @@ def overview() -> str:
     for title, group in WORDS.items():
         lines.append(title)
         for word in group:
-            name = {"enter": "enter, ssh", "pull": "pull image, update"}.get(word.name, word.name)
+            name = {"enter": "enter, ssh", "pull": "pull, sync, update"}.get(word.name, word.name)
             lines.append(f"  {name:<17} {(word.run.__doc__ or '').strip()}")
         if title.startswith("Project"):
             lines.append("  help WORD         explain a word")

@@ -48,6 +48,11 @@ def test_the_defaults_are_those_of_the_contract():
         "vault_keep": 5,
         "vault_retention": 50,
         "vault_autolock": 0,
+        "aws_endpoint": "",
+        "aws_named": False,
+        "aws_variables": (),
+        "sync_interval": 300,
+        "push_on_exit": True,
     }
 
 
@@ -77,6 +82,9 @@ KEYS = [
     ("aws_sso: {account_id: 012345670123}", "aws_account_id", "012345670123"),
     ("aws_sso: {role_name: Admin}", "aws_role_name", "Admin"),
     ("aws_sso: {role_name: ''}", "aws_role_name", ""),
+    ("aws_sso: {endpoint_url: 'http://localhost:9000'}", "aws_endpoint", "http://localhost:9000"),
+    ("sync: {interval: 60}", "sync_interval", 60),
+    ("sync: {push_on_exit: false}", "push_on_exit", False),
     ("vault: {size: 512M}", "vault_size", "512M"),
     ("vault: {keep: 0}", "vault_keep", 0),
     ("vault: {retention: 7}", "vault_retention", 7),
@@ -86,7 +94,7 @@ KEYS = [
 
 @pytest.mark.parametrize("text, field, value", KEYS, ids=[text for text, *_ in KEYS])
 def test_each_key_sets_its_field_and_no_other(text, field, value):
-    assert parsed(text) == replace(DEFAULT, **{field: value})
+    assert parsed(text) == replace(DEFAULT, aws_named=field.startswith("aws_"), **{field: value})
 
 
 def test_each_key_is_in_the_table_above():
@@ -104,7 +112,7 @@ def test_a_section_without_keys_keeps_the_defaults():
 
 
 GO_FILES = {
-    "go-minimal.yaml": replace(DEFAULT, container_name="tazpod-lab"),
+    "go-minimal.yaml": replace(DEFAULT, container_name="tazpod-lab", aws_named=True),
     "go-old.yaml": replace(
         DEFAULT,
         image="docker.io/tazzo/tazpod-ai:v9.9.9",
@@ -116,7 +124,7 @@ GO_FILES = {
         debug=True,
     ),
     "go-sso.yaml": replace(
-        DEFAULT,
+        replace(DEFAULT, aws_named=True),
         image="registry.example.com:5000/lab/tazpod-ai@sha256:" + "0123456789abcdef" * 4,
         aws_start_url="https://d-9067642ac7.awsapps.com/start",
         aws_account_id="012345670123",

@@ -736,7 +736,7 @@ PLANS = {
     (False, False, True): ("shell",),
     (False, True, False): ("shell",),
     (False, True, True): ("shell",),
-    (True, False, False): ("start new", "shell", "leave"),
+    (True, False, False): ("bootstrap", "shell", "leave"),
     (True, False, True): ("unlock", "shell", "leave"),
     (True, True, False): ("shell", "leave"),
     (True, True, True): ("shell", "leave"),

@@ -1,0 +1,187 @@
+"""A fresh host: the real `aws sso login` against a stand-in, and the vault from a real store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import enginelib
+import pytest
+import s3lib
+from enginelib import Place, Terminal, docker
+from s3lib import HISTORY, LATEST, SSO, Cloud, md5
+
+import tazpod
+from tazpod import Config
+
+place = enginelib.place
+DATA = Path(__file__).parent / "data/go-vault"
+GO_VAULT = (DATA / "vault1.tar.aes").read_bytes()
+PASSPHRASE = json.loads((DATA / "manifest.json").read_text())["vaults"]["vault1.tar.aes"]["passphrase"]
+
+STRANGER = ("AKSTRANGER", "SKSTRANGER")
+FETCH_IT = r"Log in and pull it from the storage\? \[y/N\] "
+START_EMPTY = r"Start a new, empty"
+ASK, ASK_NEW, ASK_AGAIN = "Passphrase: ", "New passphrase: ", "The same again: "
+CACHED_TOKEN = "cat ~/.aws/sso/cache/*.json | tr , '\\n' | grep -m1 accessToken | tr -d ' \"' | cut -d: -f2"
+
+
+@pytest.fixture
+def clouds(tmp_path: Path) -> Iterator[list[Cloud]]:
+    found: list[Cloud] = []
+    yield found
+    for cloud in found:
+        cloud.close()
+
+
+def first_start(place: Place, clouds: list[Cloud], who: Sequence[str] = ()) -> tuple[Terminal, Cloud]:
+    """A project as cloned, without a vault, at its first question; a cloud around its container."""
+    if not (place.folder / ".tazpod").exists():
+        place.init(*s3lib.CONFIG)
+    person = place.terminal(**SSO)
+    person.sees(FETCH_IT)
+    cloud = Cloud(place.name, place.box / "cloud")
+    clouds.append(cloud)
+    cloud.sign_on(*who)
+    cloud.put(GO_VAULT, f"content-sha256={hashlib.sha256(GO_VAULT).hexdigest()}")
+    return person, cloud
+
+
+def nowhere_on_disk(place: Place, secret: str) -> None:
+    """Neither in the project nor on the container's disk."""
+    for path in place.folder.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    words = ("exec", "-i", "-u", "0", place.name, "grep", "-rlsF", "-f", "-")
+    found = docker(*words, "/home", "/tmp", "/var", "/run", "/dev/shm", data=secret.encode(), check=False)
+    assert found == ""
+
+
+@pytest.mark.engine
+def test_a_fresh_host_is_back_at_work_in_one_command(place: Place, clouds: list[Cloud]) -> None:
+    person, cloud = first_start(place, clouds)
+    person.types("y")
+    person.sees("ABCD-EFGH")
+    assert place.ram().count("/home/tazpod/.aws") == 1, "before the login, ~/.aws is RAM"
+    assert place.reads("findmnt -no FSTYPE ~/.aws || stat -f -c %T ~/.aws") == "tmpfs"
+    person.sees("logged in as tazlab-bootstrap")
+    person.sees("pulled")
+    assert md5(GO_VAULT) == md5(place.sealed.read_bytes())
+    person.answers((ASK, PASSPHRASE))
+    person.sees("the vault is open")
+    token = person.sh(CACHED_TOKEN)
+    assert token.startswith("tok")
+    assert person.sh("ls ~/secrets/.aws") == person.sh("ls ~/.aws")
+    assert "sso" in person.sh("ls ~/secrets/.aws")
+    assert "still valid" in person.sh("tazpod login 2>&1")
+    assert person.sh("tazpod history --remote") == ""
+    assert place.ram().count("/home/tazpod/.aws") == 1
+    nowhere_on_disk_but_ram(place, token)
+    person.shell()
+    person.types("exit")
+    person.answers((r"Save in the new format\? \[y/N\] ", "y"))
+    assert person.ends() == 0
+    for word in ("saved (", "pushed", "the vault is locked"):
+        assert word in person.seen
+    assert place.is_shut()
+    nowhere_on_disk(place, token)
+    profile = (place.folder / ".tazpod/.aws/config").read_text()
+    assert "sso_session = tazlab-bootstrap" in profile
+    kept = cloud.objects()
+    assert kept.pop(LATEST) == md5(place.sealed.read_bytes())
+    assert list(kept.values()) == [md5(GO_VAULT)]
+    (version,) = (key[len(HISTORY) : -len(".tar.aes")] for key in kept)
+    assert "tazpod login" in place.run("history", "--remote").stderr, "the login is locked with the vault"
+    place.env |= s3lib.KEYS
+    assert version in place.ok("history", "--remote")
+    assert "opens and is whole" in place.ok("verify", "--remote", passphrase=PASSPHRASE)
+    assert "is the sealed vault now" in place.ok("restore", version, "--remote", passphrase=PASSPHRASE)
+    assert place.sealed.read_bytes() == GO_VAULT
+
+
+def nowhere_on_disk_but_ram(place: Place, secret: str) -> None:
+    """As above, while the vault is open: what lies in its mounts does not count."""
+    for path in place.folder.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    script = (
+        "find / -xdev -type f -size -1000k -newer /etc/hostname -print0 | xargs -0r grep -lsF -f /dev/fd/9"
+    )
+    words = ("exec", "-i", "-u", "0", place.name, "bash", "-c", f"cat > /dev/shm/t; {script} 9< /dev/shm/t")
+    found = docker(*words, data=secret.encode(), check=False)
+    docker("exec", "-u", "0", place.name, "rm", "/dev/shm/t")
+    assert found == ""
+
+
+@pytest.mark.engine
+def test_a_new_vault_is_offered_only_when_the_storage_says_none(place: Place, clouds: list[Cloud]) -> None:
+    s3lib.hasten(place, READ_LIMIT=1)
+    person, cloud = first_start(place, clouds, STRANGER)
+    person.types("y")
+    person.sees("ABCD-EFGH")
+    person.sees("logged in as")
+    person.sees("AccessDenied")
+    assert person.leaves() == 0
+    assert START_EMPTY not in person.seen
+
+    def goes_wrong(sign: str, *rules: dict[str, Any]) -> None:
+        cloud.rules(*rules)
+        again = place.terminal(**SSO)
+        again.answers((FETCH_IT, "y"))
+        again.sees(sign)
+        assert again.leaves() == 0
+        assert START_EMPTY not in again.seen
+        assert not place.sealed.exists()
+
+    every = {"method": "GET|HEAD", "times": 99}
+    goes_wrong(
+        "An error occurred", {**every, "do": "answer", "status": 404, "text": "<html>no such page</html>"}
+    )
+    goes_wrong("timeout|timed out", {**every, "do": "hang"})
+    cloud.sign_on(*STRANGER)  # the token that is cached is not known any more
+    for path in ("cli/cache", "boto/cache"):
+        place.inside(f"rm -rf ~/.aws/{path}")
+    cloud.rules()
+    done = place.run("pull", **SSO)
+    assert done.returncode == 1
+    assert "the login has expired" in done.stderr
+    assert "hint: tazpod login" in done.stderr
+    place.configure("aws_sso.endpoint_url: http://127.0.0.1:9")
+    goes_wrong("Could not connect")
+    place.configure(f"aws_sso.endpoint_url: {s3lib.GATE}")
+    assert cloud.objects() == {LATEST: md5(GO_VAULT)}
+
+    cloud.store.aws("delete-object", "--bucket", s3lib.BUCKET, "--key", LATEST)
+    place.inside("rm -rf ~/.aws/sso ~/.aws/cli")
+    cloud.sign_on()
+    last = place.terminal(**SSO)
+    last.answers((FETCH_IT, "y"), (r"Start a new, empty one\? \[y/N\] ", "y"))
+    last.answers((ASK_NEW, PASSPHRASE), (ASK_AGAIN, PASSPHRASE))
+    last.sees("the vault is open")
+    assert last.leaves() == 0
+    assert "pushed" in last.seen
+    assert cloud.objects() == {LATEST: md5(place.sealed.read_bytes())}
+
+
+# -- the profile
+
+
+def test_the_profile_is_written_from_the_config_and_beside_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / ".aws/config"
+    config = Config(tmp_path, "lab", aws_start_url="https://x/start", aws_account_id="1", aws_role_name="Dev")
+    assert tazpod.write_profile(Config(tmp_path, "lab"), path) is False
+    assert not path.exists()
+    path.parent.mkdir()
+    path.write_text("# mine\n[profile other]\nregion = x\n")
+    assert tazpod.write_profile(config, path) is True
+    assert path.read_text() == (
+        "# mine\n[profile other]\nregion = x\n\n"
+        "[profile tazlab-bootstrap]\nsso_session = tazlab-bootstrap\nsso_account_id = 1\n"
+        "sso_role_name = Dev\nregion = eu-central-1\n\n"
+        "[sso-session tazlab-bootstrap]\nsso_start_url = https://x/start\nsso_region = eu-central-1\n"
+        "sso_registration_scopes = sso:account:access\n"
+    )
+    before = path.read_bytes()
+    assert tazpod.write_profile(config, path) is True
+    assert path.read_bytes() == before

@@ -1,0 +1,991 @@
+"""The vault's copies in the storage: a real store, the real aws, two machines, and all that may go wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3lib
+from pytest_subprocess import FakeProcess
+from s3lib import BUCKET, GATE, HISTORY, KEYS, LATEST, STORE, Bench, Machine, md5
+
+import tazpod
+from tazpod import Config, Result, Storage
+
+shared_bench, bench = s3lib.shared_bench, s3lib.bench
+needs_engine = pytest.mark.engine
+
+PUT_LATEST = {"method": "PUT", "path": LATEST}
+QUICK = {"READ_LIMIT": 1, "ATTEMPTS": 1}
+
+
+def two(bench: Bench, **settings: Any) -> tuple[Machine, Machine]:
+    """Machines A and B, both with the vault that A has pushed."""
+    a, b = bench.machine("a", **settings), bench.machine("b", **settings)
+    a.seal("first")
+    assert a.push().result is True
+    assert b.pull().result is True
+    return a, b
+
+
+def error_text(code: str) -> str:
+    """An error as S3 words it."""
+    return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>said the store</Message></Error>'
+
+
+# -- push and pull
+
+
+@needs_engine
+def test_first_push_is_read_back_and_remembered(bench: Bench) -> None:
+    a = bench.machine("a")
+    sealed = a.seal("first")
+    assert a.push().result is True
+    assert bench.objects() == {LATEST: sealed}
+    seen = bench.aws("head-object", "--bucket", BUCKET, "--key", LATEST)
+    assert set(seen["Metadata"]) == {"content-sha256", "tazpod-push"}
+    assert seen["Metadata"]["content-sha256"] == a.base()["digest"]
+    assert a.base()["etag"] == seen["ETag"]
+    assert set(a.base()) == {"bucket", "etag", "digest", "time"}
+    assert stat.S_IMODE((a.vault / "remote.json").stat().st_mode) == 0o600
+    assert a.leftovers() == []
+
+
+@needs_engine
+def test_an_unchanged_vault_causes_no_upload(bench: Bench) -> None:
+    a, b = two(bench)
+    bench.rules()
+    assert a.push().result is False
+    assert b.push().result is False
+    assert b.pull().result is False
+    assert bench.uploads() == 0
+    assert [note["method"] for note in bench.log()] == ["HEAD", "HEAD", "GET"]
+
+
+@needs_engine
+def test_what_a_push_replaces_is_in_the_history_with_its_metadata(bench: Bench) -> None:
+    a, b = two(bench)
+    second = b.seal("second")
+    assert b.push().result is True
+    assert a.pull().result is True
+    assert a.has() == second == bench.latest()
+    assert a.kept() == {second, md5(b"first")}
+    (key,) = set(bench.objects()) - {LATEST}
+    assert bench.objects()[key] == md5(b"first")
+    metadata = bench.aws("head-object", "--bucket", BUCKET, "--key", key)["Metadata"]
+    assert set(metadata) == {"content-sha256", "tazpod-push"}
+    assert list(a.does("list_history").result) == [key]
+
+
+@needs_engine
+def test_pull_brings_a_private_file_and_no_vault_is_none(bench: Bench) -> None:
+    a = bench.machine("a")
+    answer = a.pull()
+    assert (answer.result, answer.error) == (None, "")
+    bench.put(b"of Go", metadata="content-sha256=" + "0" * 64)
+    assert "came damaged" in a.pull().error
+    assert a.has() == ""
+    bench.put(b"of Go")
+    assert a.pull().result is True
+    assert stat.S_IMODE(a.sealed.stat().st_mode) == 0o600
+    assert a.push().result is False or bench.uploads() == 0 or bench.latest() == md5(b"of Go")
+
+
+@needs_engine
+def test_a_bucket_that_is_not_there_is_said_by_push_and_is_no_vault_for_pull(bench: Bench) -> None:
+    a = bench.machine("a", config={"aws_bucket": "no-such-bucket"}, limits=QUICK)
+    assert a.pull().result is None
+    a.seal("first")
+    absent = {"do": "answer", "status": 404, "text": error_text("NoSuchBucket")}
+    bench.rules({"method": "PUT", "times": 9, **absent})  # SeaweedFS would make one
+    answer = a.push()
+    assert answer.code == "NoSuchBucket", answer
+    assert "setup-storage" in answer.hint
+
+
+@needs_engine
+def test_two_at_once_on_one_machine_push_once(bench: Bench) -> None:
+    a = bench.machine("a")
+    a.seal("first")
+    bench.rules()
+    jobs = [a.start("push") for _ in range(3)]
+    assert sorted(a.finish(job).result for job in jobs) == [False, False, True]
+    assert bench.uploads() == 1
+
+
+@needs_engine
+def test_a_save_during_a_push_or_pull_takes_nothing_from_it(bench: Bench) -> None:
+    a, b = two(bench)
+    second = b.seal("second")
+    for machine, word, operation in ((b, "push", "put-object"), (a, "pull", "get-object")):
+        # `save` clears away what looks like a leftover of its own.
+        flag = machine.folder / "paused"
+        inside = f"/bench/machines/{machine.name}/paused"
+        job = machine.start(word, {"operation": operation, "do": "pause", "path": inside})
+        s3lib.eventually(flag.exists, "aws is called")
+        assert not list(machine.vault.glob(".*.tmp"))
+        flag.unlink()
+        assert machine.finish(job).result is True
+    assert a.has() == bench.latest() == second
+
+
+# -- conflicts
+
+
+def conflicting(bench: Bench) -> tuple[Machine, Machine]:
+    """A and B have both sealed something new, and B was faster."""
+    a, b = two(bench)
+    b.seal("theirs")
+    assert b.push().result is True
+    a.seal("mine")
+    return a, b
+
+
+@needs_engine
+def test_a_push_over_what_it_has_not_seen_overwrites_nothing_and_names_three_ways(bench: Bench) -> None:
+    a, _ = conflicting(bench)
+    before = bench.objects()
+    bench.rules()
+    answer = a.push()
+    assert answer.conflict
+    for way in ("pull --keep-mine", "pull --force", "push --force"):
+        assert f"tazpod {way}" in answer.hint
+    assert bench.uploads() == 0
+    assert bench.objects() == before
+    assert a.has() == md5(b"mine")
+    assert a.base()["conflict"]
+    assert "holds another vault" in a.does("tell_sync").said
+    assert a.push().conflict
+
+
+@needs_engine
+def test_a_pull_does_not_bury_what_was_never_pushed(bench: Bench) -> None:
+    a, _ = conflicting(bench)
+    answer = a.pull()
+    assert answer.conflict
+    assert a.has() == md5(b"mine")
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    "word, option, on_a, latest",
+    [
+        ("pull", "keep_mine", b"mine", b"theirs"),
+        ("pull", "force", b"theirs", b"theirs"),
+        ("push", "force", b"mine", b"mine"),
+    ],
+)
+def test_each_way_out_keeps_both_sides(
+    bench: Bench, word: str, option: str, on_a: bytes, latest: bytes
+) -> None:
+    a, b = conflicting(bench)
+    assert a.push().conflict
+    assert a.does(word, **{option: True}).result is True
+    assert (a.has(), bench.latest()) == (md5(on_a), md5(latest))
+    assert {md5(b"mine"), md5(b"theirs")} <= a.kept() | bench.kept()
+    assert {md5(b"theirs"), md5(b"first")} <= bench.kept()
+    assert "conflict" not in a.base()
+    assert a.push().result is (option == "keep_mine")
+    assert bench.latest() == a.has()
+    assert {md5(b"theirs"), md5(b"first")} <= bench.kept()
+    assert b.pull().error == ""
+    assert b.has() == a.has()
+
+
+@needs_engine
+def test_a_vault_that_vanished_from_the_storage_is_not_put_back_unasked(bench: Bench) -> None:
+    a, _ = two(bench)
+    bench.aws("delete-object", "--bucket", BUCKET, "--key", LATEST)
+    a.seal("second")
+    assert "holds none now" in a.push().error
+    assert bench.objects() == {}
+    assert a.push(force=True).result is True
+    assert bench.latest() == md5(b"second")
+
+
+@needs_engine
+def test_losing_what_was_last_synced_is_harmless(bench: Bench) -> None:
+    a, _ = two(bench)
+    path = a.vault / "remote.json"
+    for content in ("", "[", '{"etag": 1', json.dumps({**a.base(), "bucket": "other"})):
+        a.seal("first")
+        path.write_text(content)
+        assert a.push().result is False, "the storage has this very vault"
+        path.write_text(content)
+        a.seal("second")
+        assert a.push().conflict, "without it, a push asks"
+        assert bench.latest() == md5(b"first")
+    assert a.pull(keep_mine=True).result is True
+    assert a.push().result is True
+    assert bench.latest() == md5(b"second")
+
+
+# -- races
+
+
+def paused(machine: Machine, operation: str) -> tuple[int, Path]:
+    """A push that waits before a call of aws; what lets it go on is to remove the file."""
+    inside = f"/bench/machines/{machine.name}/paused"
+    job = machine.start("push", {"operation": operation, "do": "pause", "path": inside})
+    flag = machine.folder / "paused"
+    s3lib.eventually(flag.exists, f"aws {operation} is called")
+    return job, flag
+
+
+@needs_engine
+@pytest.mark.parametrize("call, force", [(1, False), (1, True), (2, False), (3, True), (4, False), (4, True)])
+def test_whoever_pushes_in_between_is_never_overwritten(bench: Bench, call: int, force: bool) -> None:
+    a, b = two(bench)
+    mine, theirs = a.seal("mine"), b.seal("theirs")
+    fault = {"call": call, "do": "pause", "path": "/bench/machines/a/paused"}
+    job = a.start("push", fault, force=force)
+    s3lib.eventually((a.folder / "paused").exists, "A is under way")
+    assert b.push().result is True
+    (a.folder / "paused").unlink()
+    answer = a.finish(job)
+    assert theirs in bench.kept()
+    if force and call == 1:
+        assert answer.result is True
+        assert bench.latest() == mine
+    else:
+        assert answer.conflict
+        assert bench.latest() == theirs
+        assert a.base()["conflict"]
+
+
+@needs_engine
+def test_two_first_pushes_at_once_have_one_winner(bench: Bench) -> None:
+    a, b = bench.machine("a"), bench.machine("b")
+    a.seal("of a")
+    theirs = b.seal("of b")
+    job, flag = paused(a, "put-object")
+    assert b.push().result is True
+    flag.unlink()
+    assert a.finish(job).conflict
+    assert bench.objects() == {LATEST: theirs}
+
+
+class Interleaving:
+    """Two machines that do whatever comes to their minds."""
+
+    def __init__(self, bench: Bench, seed: int) -> None:
+        bench.clear()
+        self.bench, self.random = bench, random.Random(seed)
+        self.machines = [bench.machine(name) for name in "ab"]
+        self.pushed: set[str] = set()
+        self.sealed = 0
+
+    def seal(self, machine: Machine) -> None:
+        """A save, which keeps the version before it."""
+        if machine.sealed.exists():
+            (machine.vault / "history").mkdir(exist_ok=True)
+            kept = machine.vault / "history" / f"vault-save-{self.sealed}.tar.aes"
+            kept.write_bytes(machine.sealed.read_bytes())
+        self.sealed += 1
+        machine.seal(f"version {self.sealed} of {machine.name}")
+
+    def turn(self) -> None:
+        machine = self.random.choice(self.machines)
+        before = machine.has()
+        ways = {"seal": 4, "push": 5, "pull": 3, "race": 2, "keep": 1, "theirs": 1, "force": 1}
+        way = self.random.choices(list(ways), list(ways.values()))[0]
+        if way == "seal":
+            return self.seal(machine)
+        if way in ("pull", "keep", "theirs"):
+            options = {"keep": {"keep_mine": True}, "theirs": {"force": True}}.get(way, {})
+            answer = machine.pull(**options)
+            assert answer.conflict or not answer.error, answer
+            assert not before or before in machine.kept(), "a pull lost what was sealed here"
+            return None
+        if way in ("push", "force"):
+            if before:
+                self.pushes(machine, machine.push(force=way == "force"))
+            return None
+        racers = [machine for machine in self.machines if machine.has()]
+        jobs = [machine.start("push") for machine in racers]
+        for racer, job in zip(racers, jobs):
+            self.pushes(racer, racer.finish(job))
+        return None
+
+    def pushes(self, machine: Machine, answer: s3lib.Answer) -> None:
+        assert answer.conflict or not answer.error, answer
+        if not answer.error:
+            self.pushed.add(machine.has())
+
+    def run(self, turns: int) -> int:
+        for _ in range(turns):
+            self.turn()
+            lost = self.pushed - self.bench.kept()
+            assert not lost, "what was pushed is neither the latest nor in the history"
+        assert not any(machine.leftovers() for machine in self.machines)
+        return len(self.pushed)
+
+
+@needs_engine
+def test_no_update_is_lost_in_six_random_interleavings(bench: Bench) -> None:
+    assert sum(Interleaving(bench, seed).run(9) for seed in range(6)) >= 6
+
+
+@needs_engine
+@pytest.mark.long
+@pytest.mark.parametrize("block", range(10))
+def test_no_update_is_lost_in_two_hundred_random_interleavings(bench: Bench, block: int) -> None:
+    assert sum(Interleaving(bench, 1000 * block + seed).run(12) for seed in range(20)) > 10
+
+
+# -- killed
+
+
+PUSH_CALLS = ["head-object", "list-objects-v2", "copy-object", "put-object", "head-object"]
+
+
+@needs_engine
+@pytest.mark.parametrize("call", range(1, len(PUSH_CALLS) + 1))
+@pytest.mark.parametrize("moment", ["kill before", "kill after"])
+def test_a_push_killed_at_any_call_loses_nothing_and_the_next_one_goes_through(
+    bench: Bench, call: int, moment: str
+) -> None:
+    a, b = two(bench)
+    second = a.seal("second")
+    answer = a.push({"call": call, "do": moment})
+    assert answer.signal == signal.SIGKILL
+    assert [words["argv"][1] for words in a.calls()] == PUSH_CALLS[:call]
+    assert bench.latest() in (md5(b"first"), second)
+    assert md5(b"first") in bench.kept()
+    assert a.has() == second
+    third = a.seal("third") if call % 2 else second
+    assert a.push().error == "", "its own unfinished push is no conflict"
+    assert bench.latest() == third
+    assert md5(b"first") in bench.kept()
+    assert a.leftovers() == []
+    assert b.pull().result is True
+
+
+@needs_engine
+@pytest.mark.parametrize("moment", ["kill before", "kill after"])
+@pytest.mark.parametrize("word", ["first push", "pull"])
+def test_a_first_push_or_a_pull_killed_at_any_call_can_be_done_again(
+    bench: Bench, word: str, moment: str
+) -> None:
+    a, b = bench.machine("a"), bench.machine("b")
+    first = a.seal("first")
+    if word == "pull":
+        a.push()
+        assert b.pull({"call": 1, "do": moment}).signal == signal.SIGKILL
+        assert b.has() == ""
+    else:
+        for call in (1, 2, 3):
+            bench.clear()
+            a = bench.machine("a")
+            a.seal("first")
+            assert a.push({"call": call, "do": moment}).signal == signal.SIGKILL
+            assert set(bench.objects().values()) <= {first}
+            assert a.push().error == ""
+            assert bench.objects() == {LATEST: first}
+            assert a.leftovers() == []
+        b = bench.machine("b")
+    assert b.pull().result is True
+    assert b.has() == first
+    assert b.leftovers() == []
+
+
+@needs_engine
+def test_a_pull_killed_at_any_step_leaves_the_old_or_the_new_and_can_be_done_again(bench: Bench) -> None:
+    a, b = two(bench)
+    base, second = (a.vault / "remote.json").read_bytes(), b.seal("second")
+    b.push()
+    killed = 0
+    for step in range(100):
+        shutil.rmtree(a.vault)
+        a.vault.mkdir()
+        a.seal("first")
+        (a.vault / "remote.json").write_bytes(base)
+        answer = a.pull({"step": step})
+        assert a.has() in (md5(b"first"), second)
+        assert a.kept() >= {md5(b"first")}
+        if not answer.signal:
+            break
+        killed += 1
+        assert a.pull().error == "", f"killed at step {step}"
+        assert a.has() == second
+        assert not list(a.vault.glob(".*.part"))
+    assert killed > 10
+    assert bench.kept() == {md5(b"first"), second}
+
+
+# -- a storage that misbehaves
+
+
+TROUBLE: dict[str, dict[str, Any]] = {
+    "500": {"do": "answer", "status": 500, "text": error_text("InternalError")},
+    "503": {"do": "answer", "status": 503, "text": error_text("SlowDown")},
+    "403": {"do": "answer", "status": 403, "text": error_text("AccessDenied")},
+    "400": {"do": "answer", "status": 400, "text": error_text("ExpiredToken")},
+    "404 of somebody else": {"do": "answer", "status": 404, "text": "<html>no such page</html>"},
+    "200 of somebody else": {"do": "answer", "status": 200, "text": "<html>please log in</html>"},
+    "412": {"do": "answer", "status": 412, "text": error_text("PreconditionFailed")},
+    "reset": {"do": "reset"},
+    "reset in the middle": {"do": "reset in the middle"},
+    "hangs": {"do": "hang"},
+    "damaged": {"do": "damage"},
+}
+TROUBLES_OF_A_PUSH = [name for name in TROUBLE if name not in ("reset in the middle", "damaged")]
+
+
+@needs_engine
+@pytest.mark.parametrize("name", ["no vault here", "an older one here"])
+def test_a_pull_in_trouble_is_an_error_and_changes_nothing_here(bench: Bench, name: str) -> None:
+    a, b = two(bench, limits=QUICK)
+    second = b.seal("second")
+    b.push()
+    if name == "no vault here":
+        a = bench.machine("c", limits=QUICK)
+    before, base = a.has(), a.base()
+    for trouble, rule in TROUBLE.items():
+        bench.rules({"method": "GET|HEAD", "times": 99, **rule})
+        answer = a.pull()
+        assert answer.kind == "StorageError", trouble
+        assert ("login has expired" in answer.error) == (trouble == "400")
+        assert (a.has(), a.base(), a.leftovers()) == (before, base, []), trouble
+    bench.rules()
+    assert bench.latest() == second
+    assert a.pull().result is True
+    assert a.has() == second
+
+
+@needs_engine
+@pytest.mark.parametrize("at", ["the look", "the copy", "the upload"])
+def test_a_push_in_trouble_is_an_error_and_the_next_one_goes_through(bench: Bench, at: str) -> None:
+    a, b = two(bench, limits=QUICK)
+    second = a.seal("second")
+    where = {"the look": {"method": "HEAD"}, "the copy": {"method": "PUT", "path": HISTORY}}
+    for trouble in TROUBLES_OF_A_PUSH:
+        bench.rules({"times": 99, **where.get(at, PUT_LATEST), **TROUBLE[trouble]})
+        answer = a.push()
+        assert answer.kind == "StorageError", trouble
+        assert bench.latest() == md5(b"first"), trouble
+        assert (a.has(), a.leftovers()) == (second, []), trouble
+    bench.rules()
+    assert a.push().error == ""
+    assert bench.latest() == second
+    assert md5(b"first") in bench.kept()
+    assert b.pull().result is True
+
+
+@needs_engine
+def test_an_endpoint_where_nobody_listens_is_an_error_and_not_an_absent_vault(bench: Bench) -> None:
+    a = bench.machine("a", endpoint="http://127.0.0.1:9", limits=QUICK)
+    answer = a.pull()
+    assert "Could not connect" in answer.error
+    a.seal("first")
+    assert "Could not connect" in a.push().error
+    assert a.base() == {}
+
+
+@needs_engine
+@pytest.mark.parametrize("status", [403, 400])
+def test_a_look_refused_without_a_word_is_explained_by_asking_again(bench: Bench, status: int) -> None:
+    a, _ = two(bench, limits=QUICK)
+    a.seal("second")
+    expired = {"do": "answer", "status": status, "text": error_text("ExpiredToken")}
+    bench.rules({"method": "GET|HEAD", "times": 99, **expired})
+    answer = a.push()
+    assert "the login has expired" in answer.error
+    assert answer.hint == "tazpod login"
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    "text", ["(PreconditionFailed)", "(ConditionalRequestConflict)", "(InternalError)", "Read timeout"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_push_whose_answer_was_lost_is_recognized(bench: Bench, text: str, first: bool) -> None:
+    a = bench.machine("a")
+    if not first:
+        a.seal("first")
+        a.push()
+    second = a.seal("second")
+    error = f"An error occurred {text} when calling the PutObject operation: said"
+    answer = a.push({"operation": "put-object", "do": "say", "text": error})
+    assert bench.latest() == second
+    assert not answer.conflict
+    if "Conflict" in text or "Precondition" in text:
+        assert answer.result is True
+    else:
+        assert answer.error
+        third = a.seal("third")
+        assert a.push().result is True
+        assert bench.latest() == third
+        assert second in bench.kept()
+    assert a.push().result is False
+
+
+@needs_engine
+def test_an_answer_lost_on_the_line_and_asked_again_by_aws_itself_is_a_push(bench: Bench) -> None:
+    a, _ = two(bench)
+    second = a.seal("second")
+    bench.rules({**PUT_LATEST, "do": "lose the answer"})
+    assert a.push().result is True
+    assert bench.latest() == second
+    puts = [note["status"] for note in bench.log() if note["method"] == "PUT" and LATEST in note["path"]]
+    assert puts == [200, 412]
+
+
+@needs_engine
+def test_pushed_is_said_only_of_what_is_read_back(bench: Bench) -> None:
+    a = bench.machine("a", limits=QUICK)
+    first = a.seal("first")
+    bench.rules({"method": "HEAD", "do": "answer", "status": 404}, {"method": "HEAD", "do": "another size"})
+    assert "damaged" in a.push().error
+    assert a.base().get("digest") is None
+    bench.rules(
+        {"method": "HEAD", "do": "answer", "status": 404}, {**PUT_LATEST, "do": "answer", "status": 200}
+    )
+    bench.aws("delete-object", "--bucket", BUCKET, "--key", LATEST)
+    assert a.push().conflict, "the store said 200 and holds nothing"
+    bench.rules()
+    assert a.push().result is True
+    assert bench.latest() == first
+
+
+@needs_engine
+def test_a_push_that_came_there_cut_is_pushed_again(bench: Bench) -> None:
+    a, _ = two(bench)
+    a.seal("second")
+    a.push()
+    seen = bench.aws("head-object", "--bucket", BUCKET, "--key", LATEST)["Metadata"]
+    metadata = ",".join(f"{name}={value}" for name, value in seen.items())
+    bench.put(b"seco", metadata=metadata)
+    assert a.push(force=True).result is True
+    assert bench.latest() == md5(b"second")
+
+
+# -- aws and stores that do not know conditions
+
+
+CONDITIONS = ["--if-match", "--if-none-match"]
+
+
+@needs_engine
+def test_an_aws_too_old_for_conditions_looks_before_it_puts_and_says_so(bench: Bench) -> None:
+    a, b = bench.machine("a"), bench.machine("b")
+    old = {"refuse": CONDITIONS}
+    a.seal("first")
+    answer = a.push(old)
+    assert answer.result is True
+    assert answer.said.count("too old for conditional writes") == 1
+    assert b.pull(old).result is True
+    second = b.seal("second")
+    assert b.push(old).result is True
+    a.seal("third")
+    assert a.push(old).conflict
+    assert bench.latest() == second
+    assert a.does("honours_conditions", old).result is True
+
+
+@needs_engine
+def test_an_aws_too_old_for_conditions_sees_a_push_in_between(bench: Bench) -> None:
+    a, b = two(bench)
+    a.seal("mine")
+    theirs = b.seal("theirs")
+    fault = {"operation": "put-object", "do": "pause", "path": "/bench/machines/a/paused"}
+    job = a.start("push", {**fault, "refuse": CONDITIONS})
+    s3lib.eventually((a.folder / "paused").exists, "A is under way")
+    assert b.push().result is True
+    (a.folder / "paused").unlink()
+    assert a.finish(job).conflict
+    assert bench.latest() == theirs
+
+
+@needs_engine
+def test_a_store_that_ignores_conditions_is_found_out(bench: Bench) -> None:
+    a = bench.machine("a")
+    assert a.does("honours_conditions").result is True
+    assert bench.objects() == {}, "the probe is cleared away"
+    bench.rules({"method": "PUT", "times": 99, "do": "answer", "status": 200})
+    assert a.does("honours_conditions").result is False
+
+
+# -- the bucket, the history
+
+
+@needs_engine
+def test_setting_up_twice_makes_one_bucket_versioned_and_encrypted(bench: Bench) -> None:
+    a = bench.machine("a", config={"aws_bucket": "another-bucket"})
+    for _ in range(2):
+        assert a.does("make_bucket").result in ([], ["blocking public access"])  # SeaweedFS has none
+    at = ("--bucket", "another-bucket")
+    assert bench.aws("get-bucket-versioning", *at)["Status"] == "Enabled"
+    rules = bench.aws("get-bucket-encryption", *at)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rules[0]["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    a.seal("first")
+    assert a.push().result is True
+    a.seal("second")
+    assert a.push().result is True
+
+
+@needs_engine
+def test_a_bucket_name_of_somebody_else_is_an_error(bench: Bench) -> None:
+    a = bench.machine("a", limits=QUICK)
+    taken = {"do": "answer", "status": 409, "text": error_text("BucketAlreadyExists")}
+    refused = {"do": "answer", "status": 403, "text": ""}
+    bench.rules({"method": "PUT", "times": 99, **taken}, {"method": "HEAD", "times": 99, **refused})
+    answer = a.does("make_bucket")
+    assert "somebody else's" in answer.error
+    assert answer.hint
+
+
+@needs_engine
+def test_what_a_store_cannot_do_is_named_and_does_not_stop_the_rest(bench: Bench) -> None:
+    a = bench.machine("a", limits=QUICK, config={"aws_bucket": "third-bucket"})
+    unknown = {"do": "answer", "status": 501, "text": error_text("NotImplemented")}
+    bench.rules({"method": "PUT", "path": "versioning", "times": 9, **unknown})
+    assert "versioning" in a.does("make_bucket").result
+    assert bench.aws("get-bucket-encryption", "--bucket", "third-bucket")
+
+
+@needs_engine
+def test_the_history_keeps_the_newest_and_only_as_many_as_the_config_says(bench: Bench) -> None:
+    a = bench.machine("a", config={"vault_retention": 1})
+    for number in range(3):
+        a.seal(f"version {number}")
+        assert a.push().result is True
+    assert bench.kept() == {md5(b"version 1"), md5(b"version 2")}
+    assert list(a.does("list_history").result) == sorted(set(bench.objects()) - {LATEST})
+
+
+@needs_engine
+def test_one_version_of_the_history_can_be_fetched(bench: Bench) -> None:
+    a, b = two(bench)
+    b.seal("second")
+    b.push()
+    (key,) = a.does("list_history").result
+    answer = a.does("download", target="/bench/machines/a/fetched", key=key)
+    assert answer.result["size"] == 5
+    assert (a.folder / "fetched").read_bytes() == b"first"
+    nothing = a.does("download", target="/bench/machines/a/nothing", key=f"{HISTORY}vault-none.tar.aes")
+    assert nothing.result is None
+    assert nothing.error == ""
+
+
+# -- keys
+
+
+CANARY = "canary0123456789"
+FILES = {
+    "underscores": ("aws_access_key_id", "aws_secret_access_key", "{}"),
+    "hyphens": ("aws-access-key-id", "aws-secret-access-key", "{}\n"),
+    "quotes": ("aws_access_key_id", "aws-secret-access-key", '"{}"\n'),
+}
+
+
+def with_keys(machine: Machine, style: str = "underscores", secret: str = "SKTEST") -> Machine:
+    """The keys in files of the open vault."""
+    folder = machine.folder / "home/secrets"
+    folder.mkdir(parents=True)
+    *names, form = FILES[style]
+    for name, value in zip(names, ("AKTEST", secret)):
+        (folder / name).write_text(form.format(value))
+    return machine
+
+
+@needs_engine
+@pytest.mark.parametrize("style", FILES)
+def test_keys_in_the_vault_are_used_and_are_in_no_argv_environment_or_file(bench: Bench, style: str) -> None:
+    a = with_keys(bench.machine("a", env={"AWS_PROFILE": "not-this"}), style)
+    a.seal("first")
+    assert a.push().result is True
+    assert a.pull().result is False
+    assert a.calls()
+    for call in a.calls():
+        assert not any(key in json.dumps(call) for key in KEYS.values())
+    outside = [path for path in a.folder.rglob("*") if path.is_file() and "home/secrets" not in str(path)]
+    assert not any(b"SKTEST" in path.read_bytes() for path in outside)
+
+
+@needs_engine
+def test_keys_in_the_environment_come_before_those_in_the_vault(bench: Bench) -> None:
+    a = with_keys(bench.machine("a"), secret="wrong")
+    a.seal("first")
+    assert a.push().result is True
+    assert all(call["env"]["AWS_ACCESS_KEY_ID"] == "AKTEST" for call in a.calls())
+    assert not any("SKTEST" in word for call in a.calls() for word in call["argv"])
+
+
+@needs_engine
+def test_keys_in_the_vault_come_before_the_login_and_wrong_ones_are_refused(bench: Bench) -> None:
+    a = with_keys(bench.machine("a", env={}, limits=QUICK), secret=CANARY)
+    a.seal("first")
+    answer = a.push()
+    assert answer.kind == "StorageError"
+    assert "login" not in answer.hint
+    assert CANARY not in answer.error + answer.hint + answer.said
+
+
+@needs_engine
+def test_without_keys_and_login_the_error_names_the_login(bench: Bench) -> None:
+    a = bench.machine("a", env={})
+    a.seal("first")
+    for answer in (a.push(), a.pull()):
+        assert answer.kind == "StorageError"
+        assert answer.hint == "tazpod login"
+    assert bench.objects() == {}
+
+
+@needs_engine
+def test_a_key_of_two_lines_is_refused_by_name(bench: Bench) -> None:
+    a = with_keys(bench.machine("a", env={}), secret="SK\ncredential_process=touch /bench/owned")
+    a.seal("first")
+    assert "aws_secret_access_key: does not hold one key" in a.push().error
+    assert not (bench.box / "bench/owned").exists()
+
+
+@needs_engine
+def test_a_stranger_is_refused_and_pull_is_no_offer_of_a_new_vault(bench: Bench) -> None:
+    two(bench)
+    stranger = bench.machine(
+        "c", env={"AWS_ACCESS_KEY_ID": "AKSTRANGER", "AWS_SECRET_ACCESS_KEY": "SKSTRANGER"}, endpoint=STORE
+    )
+    answer = stranger.pull()
+    assert answer.kind == "StorageError"
+    assert answer.code == "AccessDenied"
+    stranger.seal("of a stranger")
+    assert stranger.push(force=True).kind == "StorageError"
+    assert bench.objects() == {LATEST: md5(b"first")}
+
+
+@needs_engine
+def test_the_image_s_own_aws_from_start_to_end(bench: Bench) -> None:
+    a = with_keys(bench.machine("a", env={}, plain=True))
+    a.seal("first")
+    assert a.push().result is True
+    second = a.seal("second")
+    assert a.push().result is True
+    b = bench.machine("b", plain=True, endpoint="", env={**KEYS, "AWS_ENDPOINT_URL": GATE})
+    assert b.pull().result is True
+    assert b.has() == second
+
+
+# -- every call of aws, exactly
+
+
+HEAD_ANSWER = {"ETag": '"e1"', "ContentLength": 5, "LastModified": "2026-01-02T03:04:05+00:00"}
+KEY_OF_HEAD = f"{HISTORY}vault-20260102T030405.tar.aes"
+FIRST = "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"  # SHA-256 of "first"
+
+
+class Calls:
+    """A vault folder, and an aws that answers what it was told to; what it was called with."""
+
+    def __init__(self, fp: FakeProcess, folder: Path, **config: str) -> None:
+        self.fp, self.config = fp, Config(folder, "lab", **config)  # type: ignore[arg-type]
+        self.vault = tazpod.Vault(folder / "vault", folder / "home")
+        self.vault.folder.mkdir()
+        self.vault.sealed.write_bytes(b"first")
+        self.fds: list[tuple[int, ...]] = []
+
+    def will(self, operation: str, answer: object = None, error: str = "", **options: Any) -> None:
+        out, status = json.dumps(answer or {}), 254 if error else 0
+        said = f"\nAn error occurred ({error}) when calling it: said the store\n" if error else ""
+        words = [self.fp.program("aws"), "s3api", operation, self.fp.any()]
+        self.fp.register(words, stdout=out, stderr=said, returncode=status, **options)
+
+    def made(self) -> list[list[str]]:
+        """The calls, less what every one has in common."""
+        same = [
+            *("--bucket", "tazlab-storage", "--region", "eu-central-1", "--output", "json"),
+            *("--cli-connect-timeout", "10", "--cli-read-timeout", "20"),
+        ]
+        found = []
+        for call in self.fp.calls:
+            words = [str(word) for word in call]
+            assert Path(words[0]).name == "aws"
+            assert words[3 : 3 + len(same)] == same
+            found.append([words[2], *words[3 + len(same) :]])
+        assert not any(self.fp.definitions.values())
+        return found
+
+
+@pytest.fixture
+def calls(fp: FakeProcess, tmp_path: Path, stub_path: Path) -> Calls:
+    return Calls(fp, tmp_path)
+
+
+def test_the_calls_of_a_first_push(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tazpod.secrets, "token_hex", lambda number: "ab" * number)
+    push = "ab" * 16
+    metadata = {"content-sha256": FIRST, "tazpod-push": push}
+    calls.will("head-object", error="404")
+    calls.will("put-object", {"ETag": '"e2"'})
+    calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
+    assert tazpod.push(calls.config, calls.vault) is True
+    body = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
+    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push}"]
+    assert calls.made() == [
+        ["head-object", "--key", LATEST],
+        ["put-object", "--key", LATEST, "--body", body, *told, "--if-none-match", "*"],
+        ["head-object", "--key", LATEST],
+    ]
+
+
+def test_the_calls_of_a_push_over_another_with_a_full_history(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tazpod.secrets, "token_hex", lambda number: "ab" * number)
+    push = "ab" * 16
+    metadata = {"content-sha256": FIRST, "tazpod-push": push}
+    old = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 13)]
+    config = replace(calls.config, vault_retention=12)
+    tazpod.write_base(calls.vault, config, etag='"e1"', digest="0")
+    calls.will("head-object", HEAD_ANSWER)
+    calls.will("list-objects-v2", {"Contents": [{"Key": key, "ETag": '"x"'} for key in reversed(old)]})
+    calls.will("copy-object", {"CopyObjectResult": {"ETag": '"e1"'}})
+    calls.will("delete-objects")
+    calls.will("put-object")
+    calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
+    assert tazpod.push(config, calls.vault) is True
+    body = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
+    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push}"]
+    source = ["--copy-source", f"tazlab-storage/{LATEST}", "--copy-source-if-match", '"e1"']
+    deleted = json.dumps({"Objects": [{"Key": old[0]}], "Quiet": True})
+    assert calls.made() == [
+        ["head-object", "--key", LATEST],
+        ["list-objects-v2", "--prefix", f"{HISTORY}vault-"],
+        ["copy-object", *source, "--key", KEY_OF_HEAD],
+        ["delete-objects", "--delete", deleted],
+        ["put-object", "--key", LATEST, "--body", body, *told, "--if-match", '"e1"'],
+        ["head-object", "--key", LATEST],
+    ]
+
+
+def test_the_call_of_a_pull(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tazpod.secrets, "token_hex", lambda number: "ab" * number)
+    calls.will("get-object", error="NoSuchKey")
+    assert tazpod.pull(calls.config, calls.vault) is None
+    target = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
+    assert calls.made() == [["get-object", "--key", LATEST, target]]
+
+
+@pytest.mark.parametrize("region", ["eu-central-1", "us-east-1"])
+def test_the_calls_that_make_a_bucket(calls: Calls, region: str) -> None:
+    operations = (
+        "create-bucket",
+        "put-public-access-block",
+        "put-bucket-versioning",
+        "put-bucket-encryption",
+    )
+    for operation in operations:
+        calls.will(operation)
+    assert tazpod.make_bucket(Storage("tazlab-storage", region, "tazlab-bootstrap")) == []
+    made = [
+        [Path(str(word)).name if n == 0 else str(word) for n, word in enumerate(c)] for c in calls.fp.calls
+    ]
+    same = ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", "20"]
+    at = ["--bucket", "tazlab-storage", "--region", region, *same]
+    place = ["--create-bucket-configuration", f"LocationConstraint={region}"]
+    block = "BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true"
+    rule = '{"Rules":[{"ApplyServerSideEncryptionByDefault":{"SSEAlgorithm":"AES256"}}]}'
+    assert made == [
+        ["aws", "s3api", "create-bucket", *at, *(place if region != "us-east-1" else [])],
+        ["aws", "s3api", "put-public-access-block", *at, "--public-access-block-configuration", block],
+        ["aws", "s3api", "put-bucket-versioning", *at, "--versioning-configuration", "Status=Enabled"],
+        ["aws", "s3api", "put-bucket-encryption", *at, "--server-side-encryption-configuration", rule],
+    ]
+
+
+def test_the_endpoint_and_the_profile_of_the_config_reach_aws(
+    fp: FakeProcess, tmp_path: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    calls = Calls(fp, tmp_path, aws_endpoint="http://127.0.0.1:1", aws_profile="mine", aws_region="r")
+    seen: list[Any] = []
+    calls.will("list-objects-v2", callback=lambda process: seen.append(process.kwargs))
+    tazpod.list_history(tazpod.storage_of(calls.config, calls.vault))
+    words = [str(word) for word in fp.calls[0]]
+    assert words[words.index("--endpoint-url") + 1] == "http://127.0.0.1:1"
+    assert words[words.index("--region") + 1] == "r"
+    environment = seen[0]["env"]
+    assert environment["AWS_PROFILE"] == "mine"
+    assert (environment["AWS_PAGER"], environment["AWS_EC2_METADATA_DISABLED"]) == ("", "true")
+    assert seen[0]["pass_fds"] == ()
+
+
+def test_keys_of_the_vault_go_to_aws_by_a_descriptor_alone(calls: Calls) -> None:
+    seen: list[bytes] = []
+
+    def look(process: Any) -> None:
+        (fd,) = process.kwargs["pass_fds"]
+        environment = process.kwargs["env"]
+        assert environment["AWS_SHARED_CREDENTIALS_FILE"] == f"/dev/fd/{fd}"
+        assert not any("SKTEST" in text for text in (*environment.values(), *map(str, process.args)))
+        seen.append(Path(f"/dev/fd/{fd}").read_bytes())
+
+    calls.will("list-objects-v2", callback=look)
+    tazpod.list_history(Storage("b", "r", "p", key_id="AKTEST", secret_key="SKTEST"))
+    name = tazpod.KEYS_PROFILE
+    assert seen == [f"[{name}]\naws_access_key_id=AKTEST\naws_secret_access_key=SKTEST\n".encode()]
+
+
+# -- what decides
+
+
+@pytest.mark.parametrize(
+    "said, error, hint, code",
+    [
+        ("An error occurred (AccessDenied) when calling X: no", "no", "may this login", "AccessDenied"),
+        ("An error occurred (403) when calling HeadObject: Forbidden", "Forbidden", "may this login", "403"),
+        ("An error occurred (NoSuchBucket) when calling X: none", "none", "setup-storage", "NoSuchBucket"),
+        ("An error occurred (ExpiredToken) when calling X: old", "expired", "tazpod login", "ExpiredToken"),
+        ("Error loading SSO Token: Token for x does not exist", "expired", "tazpod login", ""),
+        ("Error when retrieving token from sso: Token has expired", "expired", "tazpod login", ""),
+        ("The SSO session associated with this profile has expired", "expired", "tazpod login", ""),
+        ("Unable to locate credentials. You can configure", "expired", "tazpod login", ""),
+        ("The config profile (x) could not be found", "expired", "tazpod login", ""),
+        ('\nCould not connect to the endpoint URL: "http://x/"', "Could not connect", "", ""),
+        ("", "aws status 254", "", ""),
+    ],
+)
+def test_what_aws_says_becomes_one_line_with_a_next_step(said: str, error: str, hint: str, code: str) -> None:
+    found = tazpod.aws_error(Result(254, b"", said), "storage b")
+    assert str(found).startswith("storage b: ")
+    assert error in str(found)
+    assert "\n" not in str(found)
+    assert hint in found.hint
+    assert bool(hint) == bool(found.hint)
+    assert found.code == code
+
+
+@pytest.mark.parametrize(
+    "modified, etag, taken, name",
+    [
+        ("2026-01-02T03:04:05+00:00", "e", {}, "20260102T030405"),
+        ("2026-01-02T03:04:05.678Z", "e", {}, "20260102T030405"),
+        ("2026-01-02T03:04:05Z", "e", {"20260102T030405": "e"}, "20260102T030405"),
+        ("2026-01-02T03:04:05Z", "e", {"20260102T030405": "x"}, "20260102T030405-2"),
+        (
+            "2026-01-02T03:04:05Z",
+            "e",
+            {"20260102T030405": "x", "20260102T030405-2": "y"},
+            "20260102T030405-3",
+        ),
+        ("", "e", {}, "00000000T000000"),
+    ],
+)
+def test_the_name_of_a_version_in_the_history(
+    modified: str, etag: str, taken: dict[str, str], name: str
+) -> None:
+    keys = {f"{HISTORY}vault-{key}.tar.aes": tag for key, tag in taken.items()}
+    assert tazpod.history_key(modified, etag, keys) == f"{HISTORY}vault-{name}.tar.aes"
+
+
+def test_versions_of_one_second_stand_in_the_order_in_which_they_came() -> None:
+    names = ["20260102T030405", "20260102T030405-2", "20260102T030405-10", "20260102T030406"]
+    keys = [f"{HISTORY}vault-{name}.tar.aes" for name in names]
+    assert sorted(set(keys), key=tazpod.version_order) == keys
