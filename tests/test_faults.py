@@ -84,6 +84,7 @@ def test_killed_at_forty_random_moments(word: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("word", WORDS)
 def test_killed_at_two_hundred_random_moments(word: str, tmp_path: Path) -> None:
     sweep_by_time(tmp_path, word, signal.SIGKILL, 200, seed=200)
@@ -103,6 +104,7 @@ def test_killed_at_every_step(word: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("word", WORDS)
 def test_ended_by_a_signal_at_every_step(word: str, number: int, tmp_path: Path) -> None:
@@ -116,6 +118,7 @@ def test_ended_by_a_signal_at_eight_random_moments(word: str, number: int, tmp_p
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("word", WORDS)
 def test_ended_by_a_signal_at_a_hundred_random_moments(word: str, number: int, tmp_path: Path) -> None:
@@ -771,6 +774,7 @@ def test_savers_readers_and_a_pull_at_once(opened: World) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_savers_readers_and_a_pull_at_once_two_hundred_times(opened: World) -> None:
     crowd(opened, 200)
 
