@@ -650,6 +650,16 @@ USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 SIZE = re.compile(r"[1-9][0-9]{0,8}[kmgKMG]")
 RELATIVE_PATH = re.compile(r"[^-\0\n][^\0\n]*")
 ANY_TEXT = re.compile(r"[^-\0\n][^\0\n]*|")
+COMMAND = re.compile(r"[^\0]+")
+MTU = re.compile(r"auto|off|[1-9][0-9]{2,4}")
+SHELL_PATH = re.compile(r"/[^\0\n]+")
+PORT = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?")
+MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# A folder of the home: relative, never ~/.ssh or the place of the secrets, and never up out of it.
+IN_HOME = re.compile(
+    r"(?!(?:\.ssh|secrets|\.secrets\.transit)(?:/|$))(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
+)
 
 
 @dataclass(frozen=True)
@@ -677,8 +687,19 @@ class Config:
     vault_keep: int = 5
     vault_retention: int = 50
     vault_autolock: int = 0
+    vault_binds: tuple[str, ...] = (".aws",)
     sync_interval: int = 300
     push_on_exit: bool = True
+    identity: tuple[str, ...] = (".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode")
+    ssh_agent: bool = False
+    mtu: str = "auto"
+    docker_args: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    env: tuple[tuple[str, str | None], ...] = ()  # None: the value that it has on the host
+    shell: str = "/bin/bash"
+    post_up: str = ""
+    pre_lock: str = ""
 
     @property
     def home(self) -> str:
@@ -698,7 +719,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of config.yaml: the field it sets, its type, what it may look like."""
+    """One key of config.yaml: the field it sets, its type, what it (each of a list) may look like."""
 
     field: str
     kind: type
@@ -727,6 +748,17 @@ KEYS: dict[str, Key] = {
     "vault.autolock": Key("vault_autolock", int, most=10080),
     "sync.interval": Key("sync_interval", int, most=86400),
     "sync.push_on_exit": Key("push_on_exit", bool),
+    "vault.binds": Key("vault_binds", list, IN_HOME),
+    "identity": Key("identity", list, IN_HOME),
+    "features.ssh_agent": Key("ssh_agent", bool),
+    "network.mtu": Key("mtu", str, MTU),
+    "docker.args": Key("docker_args", list, COMMAND),
+    "ports": Key("ports", list, PORT),
+    "mounts": Key("mounts", list, MOUNT),
+    "env": Key("env", dict, VARIABLE),
+    "shell": Key("shell", str, SHELL_PATH),
+    "hooks.post_up": Key("post_up", str, COMMAND),
+    "hooks.pre_lock": Key("pre_lock", str, COMMAND),
 }
 SECTIONS = {name.split(".")[0] for name in KEYS if "." in name}
 # Seen in files that Go TazPod wrote: accepted, whatever they hold.
@@ -757,12 +789,35 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _text_of(node: Any) -> str:
+    if node.id != "scalar":
+        raise ValueError("must be text")
+    return str(node.value)
+
+
+def _legal(key: Key, text: str) -> str:
+    if key.pattern and not key.pattern.fullmatch(text):
+        raise ValueError(f"{text!r} is not a legal value")
+    return text
+
+
 def _read_value(name: str, key: Key, node: Any) -> Any:
-    """The value of a scalar node, or ValueError with what was wanted instead."""
+    """The value of a node, or ValueError with what was wanted instead."""
     tag = str(node.tag).rsplit(":", 1)[-1]
+    if key.kind is list:
+        if node.id != "sequence":
+            raise ValueError("must be a list")
+        return tuple(_legal(key, _text_of(item)) for item in node.value)
+    if key.kind is dict:
+        if node.id != "mapping":
+            raise ValueError("must be a mapping")
+        pairs = [(_legal(key, _text_of(k)), v) for k, v in node.value]
+        return tuple((k, None if str(v.tag).endswith(":null") else _text_of(v)) for k, v in pairs)
     words = {str: "text", bool: "true or false", int: "a whole number"}[key.kind]
-    # An account number is written without quotes as often as with them.
-    as_text = key.kind is str and (tag == "str" or (tag == "int" and name.endswith("_id")))
+    # An account number is written without quotes as often as with them, and `off` is a YAML boolean.
+    as_text = key.kind is str and (
+        tag == "str" or key.pattern is MTU or (tag == "int" and name.endswith("_id"))
+    )
     if node.id != "scalar" or not (as_text or tag == key.kind.__name__):
         raise ValueError(f"must be {words}")
     if key.kind is bool:
@@ -771,9 +826,7 @@ def _read_value(name: str, key: Key, node: Any) -> Any:
         if not node.value.isdigit() or int(node.value) > key.most:
             raise ValueError(f"must be a whole number from 0 to {key.most}")
         return int(node.value)
-    if key.pattern and not key.pattern.fullmatch(node.value):
-        raise ValueError(f"{node.value!r} is not a legal value")
-    return node.value
+    return _legal(key, node.value)
 
 
 def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
@@ -793,11 +846,15 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
     if root.id != "mapping":
         raise UsageError(f"{where}:{root.start_mark.line + 1}: must be a mapping of keys")
     values: dict[str, Any] = {}
+    seen: set[str] = set()
     warnings: list[str] = []
     for name, node in _flatten(root):
         line = node.start_mark.line + 1
         if name == "ghost_mode" and str(node.value).lower() in ("false", "no", "off"):
             values.setdefault("ghost_mode", False)  # where older files kept it
+        if name in seen:
+            warnings.append(f"{where}:{line}: {name} is there twice; the last one counts")
+        seen.add(name)
         if name.split(".")[0] in LEGACY_KEYS or str(node.tag).endswith(":null"):
             continue
         if name in SECTIONS:
