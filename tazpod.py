@@ -46,7 +46,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ POD_TOOL = "/opt/tazpod"
 POD_LAUNCHER = "/usr/local/bin/tazpod"
 POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
 EXIT_LIMIT = 20.0  # seconds that the last push of a session may take
+DETACH_KEYS = "ctrl-^,ctrl-@,ctrl-^"  # three keys that nobody types in a row
 LOG_PATH = "/tmp/tazpod-sync.log"
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
@@ -78,6 +79,8 @@ RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
 
 SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
 GUARD_WORD = "__internal_sync_daemon"
+
+ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 
 TIME_LIMIT = 120.0  # seconds a helper program may take before it counts as hung
 WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
@@ -250,6 +253,7 @@ class Options:
 
     debug: bool = False
     yes: bool = False
+    dry_run: bool = False
 
 
 OPTIONS = Options()
@@ -655,7 +659,7 @@ MTU = re.compile(r"auto|off|[1-9][0-9]{2,4}")
 SHELL_PATH = re.compile(r"/[^\0\n]+")
 PORT = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?")
 MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE = re.compile(r"(?!HOST_CWD$)[A-Za-z_][A-Za-z0-9_]*")
 # A folder of the home: relative, never ~/.ssh or the place of the secrets, and never up out of it.
 IN_HOME = re.compile(
     r"(?!(?:\.ssh|secrets|\.secrets\.transit)(?:/|$))(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
@@ -680,6 +684,7 @@ class Config:
     aws_endpoint: str = ""
     aws_named: bool = False  # config.yaml says something of the storage
     aws_variables: tuple[str, ...] = ()  # set on this side, and handed to the pod by name
+    proxies: tuple[str, ...] = ()  # the same
     aws_start_url: str = ""
     aws_account_id: str = ""
     aws_role_name: str = ""
@@ -875,6 +880,13 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
     return replace(config, **values), warnings
 
 
+def setting_lines(text: str) -> dict[str, int]:
+    """The line of each key that a config.yaml sets."""
+    root = need("yaml").compose(text, need("yaml").SafeLoader)
+    pairs = _flatten(root) if root is not None and root.id == "mapping" else ()
+    return {name: node.start_mark.line + 1 for name, node in pairs if not str(node.tag).endswith(":null")}
+
+
 def load_config(project: Path) -> Config:
     """Read the project's config.yaml; without one, the defaults."""
     path = project / CONFIG_PATH
@@ -888,8 +900,10 @@ def load_config(project: Path) -> Config:
     for line in warnings:
         warn(line)
     OPTIONS.debug = OPTIONS.debug or config.debug
-    names = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
-    return replace(config, aws_variables=tuple(sorted(filter(names.fullmatch, os.environ))))
+    aws = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
+    proxy = re.compile(r"(https?|ftp|all|no)_proxy", re.IGNORECASE)
+    variables, proxies = (tuple(sorted(filter(names.fullmatch, os.environ))) for names in (aws, proxy))
+    return replace(config, aws_variables=variables, proxies=proxies)
 
 
 def in_pod() -> bool:
@@ -900,6 +914,14 @@ def in_pod() -> bool:
 def home_folder() -> Path:
     """The home of the person on the host."""
     return Path(os.path.expanduser("~"))
+
+
+def host_path(config: Config, path: str) -> str:
+    """The source of a mount: a path from the project or the home made absolute, a volume's name as it is."""
+    first = path.partition("/")[0]
+    if first == "~":
+        return str(home_folder() / path[2:])
+    return os.path.normpath(config.project / path) if first in (".", "..") else path
 
 
 def private_folder(path: Path) -> Path:
@@ -969,16 +991,57 @@ def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int
         os.close(fd)
 
 
+def projects_file() -> Path:
+    """Where this host remembers its projects, one a line: init gives each a container name of its own."""
+    state = os.environ.get("XDG_STATE_HOME") or home_folder() / ".local/state"
+    return Path(state, "tazpod/projects")
+
+
+def other_projects(project: Path) -> list[Path]:
+    """The projects of this host that are still there, without this one."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = projects_file().read_text(encoding="utf-8").splitlines()
+        return [Path(line) for line in lines if line != str(project) and Path(line, CONFIG_PATH).is_file()]
+    return []
+
+
+def free_name(project: Path) -> str:
+    """A container name for a new project that no other project of this host has."""
+    taken = set()
+    for other in other_projects(project):
+        with contextlib.suppress(TazpodError, OSError, UnicodeDecodeError):
+            taken.add(
+                parse_config((other / CONFIG_PATH).read_text(encoding="utf-8"), other)[0].container_name
+            )
+    unlike = hashlib.sha256(os.fsencode(project)).hexdigest()[:8]
+    for prefix in ("", f"{project.parent.name}-", f"{unlike}-"):
+        name = legal_name(prefix + project.name)
+        if name not in taken:
+            break
+    return name
+
+
+def remember_project(project: Path) -> None:
+    """Add a project to those of this host; losing the list is harmless."""
+    with contextlib.suppress(OSError, UnicodeError):
+        path, others = projects_file(), other_projects(project)
+        private_folder(path.parent)
+        write_whole(path, "".join(f"{known}\n" for known in (*others, project)).encode())
+
+
 # ── 5. container ──────────────────────────────────────────────────────────────────────────
 
 
-def inspect_argv(config: Config) -> list[str]:
-    """docker-container-inspect(1): the one call that tells all there is to know."""
-    return ["docker", "container", "inspect", config.container_name]
+def look_argv(config: Config) -> list[str]:
+    """docker-inspect(1) of the container and of the image that the config names."""
+    return ["docker", "inspect", config.container_name, config.image]
 
 
-def run_argv(config: Config, home: Path) -> list[str]:
-    """docker-run(1) of a new container (CONTRACT.md section 5, in this order)."""
+def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
+    """docker-run(1) of a new container (CONTRACT.md section 5, in this order).
+
+    What the config asks for besides comes before the image; proxies go by name, their value may be secret.
+    """
     project = str(config.project)
     return [
         *("docker", "run", "-d", "--name", config.container_name),
@@ -986,8 +1049,67 @@ def run_argv(config: Config, home: Path) -> list[str]:
         *("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"),
         *("--dns", "1.1.1.1", "--dns", "1.0.0.1"),
         *("-v", f"{project}:{WORKSPACE}", "-v", f"{home}/.ssh:{config.home}/.ssh:ro"),
-        *("-e", f"HOST_CWD={project}", config.image, "sleep", "infinity"),
+        *("-e", f"HOST_CWD={project}"),
+        *(("--network", network_name(mtu)) if mtu else ()),
+        *_named("-e", config.proxies),
+        *_named("-e", (name if value is None else f"{name}={value}" for name, value in config.env)),
+        *_named("-p", config.ports),
+        *_named("-v", (mount_word(config, mount) for mount in config.mounts)),
+        *config.docker_args,
+        *(config.image, "sleep", "infinity"),
     ]
+
+
+def _named(flag: str, values: Iterable[str]) -> Iterator[str]:
+    for value in values:
+        yield from (flag, value)
+
+
+def mount_word(config: Config, mount: str) -> str:
+    """One of `mounts` as docker-run(1) takes it; UsageError where it would do harm."""
+    source, target, *options = mount.split(":")
+    source = host_path(config, source)
+    if "/" in source and not os.path.exists(source):  # Docker would make a folder of root's
+        raise UsageError(f"mounts: {source}: there is no such file or folder", "make it first")
+    for place in (WORKSPACE, config.secrets, f"{config.home}/{TRANSIT}", f"{config.home}/.aws", POD_TOOL):
+        inside, around = (f"{os.path.normpath(path)}/" for path in (place, target))
+        if inside.startswith(around) or (place != WORKSPACE and around.startswith(inside)):
+            raise UsageError(f"mounts: {target}: that place is taken by {place}", "choose another target")
+    return ":".join((source, target, *options))
+
+
+def network_name(mtu: int) -> str:
+    """The Docker network for containers with that MTU; all projects share it."""
+    return f"tazpod-mtu-{mtu}"
+
+
+def network_argv(mtu: int) -> list[str]:
+    """docker-network-create(1): Docker's own bridge keeps 1500, and TLS hangs behind a narrower route."""
+    option = f"com.docker.network.driver.mtu={mtu}"
+    return ["docker", "network", "create", "--opt", option, network_name(mtu)]
+
+
+def route_mtu() -> int | None:
+    """The MTU of this host's route to the internet, by IP_MTU of ip(7); None where it cannot be told.
+
+    Nothing is sent.  An engine on another machine has routes of its own.
+    """
+    import socket
+
+    if sys.platform != "linux" or re.match(r"(tcp|ssh|https?)://", os.environ.get("DOCKER_HOST", "")):
+        return None
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("1.1.1.1", 53))
+        return probe.getsockopt(socket.IPPROTO_IP, 14)  # IP_MTU, for which Python has no name
+    return None
+
+
+def wanted_mtu(config: Config) -> int | None:
+    """The MTU that the container's network must have; None: Docker's own network will do."""
+    if config.mtu != "auto":
+        return int(config.mtu) if config.mtu != "off" else None
+    mtu = route_mtu()
+    return mtu if mtu and mtu < ETHERNET_MTU else None
 
 
 def _exec_options(config: Config, terminal: bool) -> list[str]:
@@ -996,18 +1118,29 @@ def _exec_options(config: Config, terminal: bool) -> list[str]:
 
 
 def shell_argv(config: Config, terminal: bool = True) -> list[str]:
-    """docker-exec(1) of the shell; without a terminal it reads its standard input."""
-    return [*_exec_options(config, terminal), *("-w", WORKSPACE, config.container_name, "/bin/bash")]
+    """docker-exec(1) of the shell; without a terminal it reads its standard input.
+
+    Any but bash is started by bash, which claims the session for it.
+    """
+    bash = [*_exec_options(config, terminal), *("-w", WORKSPACE, config.container_name, "/bin/bash")]
+    if config.shell == Config.shell:
+        return bash
+    return [*bash, "-c", f"TAZPOD_CLAIM=1 . {POD_TOOL}/bashrc; exec {shlex.quote(config.shell)}"]
 
 
 def exec_argv(config: Config, words: Sequence[str], terminal: bool = True) -> list[str]:
     """docker-exec(1) of a command for the operator inside."""
+    return exec_line_argv(config, shlex.join(words), terminal)
+
+
+def exec_line_argv(config: Config, line: str, terminal: bool = True) -> list[str]:
+    """docker-exec(1) of a line for the operator's shell."""
     return [
         *_exec_options(config, terminal),
         *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}"),
-        *(word for name in config.aws_variables for word in ("-e", name)),
+        *_named("-e", config.aws_variables),
         *("-w", WORKSPACE),
-        *(config.container_name, "bash", "-lc", shlex.join(words)),
+        *(config.container_name, "bash", "-lc", line),
     ]
 
 
@@ -1019,23 +1152,26 @@ def is_open_argv(config: Config) -> list[str]:
 def guard_argv(config: Config) -> list[str]:
     """docker-exec(1) of the background guard, detached."""
     user = [] if config.user == Config.user else ["-u", config.user]
-    names = [word for name in config.aws_variables for word in ("-e", name)]
+    names = _named("-e", config.aws_variables)
     return ["docker", "exec", "-d", *user, *names, config.container_name, POD_LAUNCHER, GUARD_WORD]
 
 
 def build_argv(config: Config) -> list[str]:
     """docker-build(1), to be run in the project folder."""
-    return ["docker", "build", "-t", config.image, "-f", config.dockerfile, config.context]
+    proxies = _named("--build-arg", config.proxies)
+    return ["docker", "build", "-t", config.image, "-f", config.dockerfile, *proxies, config.context]
 
 
 @dataclass(frozen=True)
 class Container:
-    """What docker says of the container: its id, state, image, and the folder it belongs to."""
+    """What docker says of the container: its id, state, image, networks, and the folder it belongs to."""
 
     id: str
     status: str
     image: str
     project: str | None
+    image_id: str = ""
+    networks: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -1048,10 +1184,9 @@ class Container:
         return self.status in ("running", "paused")
 
 
-def parse_inspect(text: bytes) -> Container:
-    """The answer of `docker container inspect` for one container."""
+def container_of(data: Mapping[str, Any]) -> Container:
+    """What docker says of one container, as far as it matters here."""
     try:
-        data = json.loads(text)[0]
         env = data["Config"].get("Env") or []
         cwd = [item[len("HOST_CWD=") :] for item in env if item.startswith("HOST_CWD=")]
         mounts = {m["Destination"]: m.get("Source", "") for m in data.get("Mounts") or []}
@@ -1060,9 +1195,11 @@ def parse_inspect(text: bytes) -> Container:
             status=data["State"]["Status"],
             image=data["Config"].get("Image", ""),
             project=cwd[-1] if cwd else mounts.get(WORKSPACE),
+            image_id=data.get("Image", ""),
+            networks=tuple((data.get("NetworkSettings") or {}).get("Networks") or ()),
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise TazpodError("docker gave an answer that makes no sense to container inspect") from None
+    except (LookupError, TypeError, AttributeError):
+        raise TazpodError("docker gave an answer that makes no sense to inspect") from None
 
 
 def engine_error(result: Result) -> TazpodError:
@@ -1088,25 +1225,44 @@ def docker(argv: Sequence[str]) -> Result:
     return result
 
 
-def find_container(config: Config) -> Container | None:
-    """The container of our name, None when there is none.
-
-    One that belongs to another folder is an error: never entered, never removed.
-    """
-    result = capture(inspect_argv(config))
-    if result.code != 0:
-        if "no such container" in result.err.lower():
-            return None
+def parse_look(config: Config, result: Result) -> tuple[Container | None, str]:
+    """What `docker inspect` says of the container, None for none, and the image's id, '' for none here."""
+    missing = re.findall("no such object: (.*)", result.err.lower())
+    if result.code != 0 and not missing:
         raise engine_error(result)
-    container = parse_inspect(result.out)
+    try:
+        found = json.loads(result.out)
+        containers = [item for item in found if "State" in item]
+        images = [item["Id"] for item in found if "State" not in item and "RootFS" in item]
+    except (ValueError, LookupError, TypeError):
+        containers, images, missing = [], [], []
+    image = images[-1] if images and config.image.lower() not in missing else ""
+    if containers:
+        return container_of(containers[0]), image
+    if config.container_name.lower() not in missing:
+        raise TazpodError("docker gave an answer that makes no sense to inspect")
+    return None, image
+
+
+def look(config: Config) -> tuple[Container | None, str]:
+    """The container and the image's id as they are now, in one call of docker.
+
+    A container that belongs to another folder is an error: never entered, never removed.
+    """
+    container, image = parse_look(config, capture(look_argv(config)))
     ours = str(config.project)
-    if os.path.realpath(container.project or "/") != os.path.realpath(ours):  # Go kept links in it
+    if container and os.path.realpath(container.project or "/") != os.path.realpath(ours):  # Go kept links
         other = container.project or "no TazPod project"
         raise TazpodError(
             f"the container {config.container_name} belongs to {other}, not to {ours}",
             f"give this project another container_name in {CONFIG_PATH}",
         )
-    return container
+    return container, image
+
+
+def find_container(config: Config) -> Container | None:
+    """The container of our name, None when there is none; errors as `look`."""
+    return look(config)[0]
 
 
 def vault_is_open(config: Config, strict: bool = True) -> bool:
@@ -1138,13 +1294,8 @@ def build_image(config: Config) -> None:
         raise TazpodError(f"the image {config.image} could not be built from {path}")
 
 
-def ensure_image(config: Config) -> None:
-    """Pull the image when it is not here; when that fails, offer to build it."""
-    result = capture(["docker", "image", "inspect", config.image])
-    if result.code == 0:
-        return
-    if "no such image" not in result.err.lower():
-        raise engine_error(result)
+def get_image(config: Config) -> None:
+    """Pull the image; when that fails, offer to build it."""
     say(f"the image {config.image} is not here yet; pulling it")
     try:
         pull_image(config)
@@ -1154,39 +1305,136 @@ def ensure_image(config: Config) -> None:
         build_image(config)
 
 
-def ensure_up(config: Config) -> Container:
-    """Whatever state the container is in, make it run and hold this very tool."""
+# What `docker run` is made from, besides the image: when one changes, the container is out of date.
+MADE_FROM = ("user", "docker.args", "ports", "mounts", "env")
+
+
+def made_from(config: Config) -> dict[str, str]:
+    """The settings that a container is made from, as text."""
+    return {name: json.dumps(getattr(config, KEYS[name].field)) for name in MADE_FROM}
+
+
+def create_container(config: Config, mtu: int | None) -> None:
+    """`docker run`, and a record of what it was made from."""
+    # Docker would make a missing ~/.ssh as root.
+    (home_folder() / ".ssh").mkdir(mode=0o700, exist_ok=True)
+    say(f"starting the container {config.container_name}")
+    result = capture(run_argv(config, home_folder(), mtu))
+    if result.code != 0:
+        left = find_container(config)
+        if left and left.status == "created":  # a port is taken, say: the next try begins anew
+            capture(["docker", "rm", config.container_name])
+        raise engine_error(result)
+    remember_project(config.project)
+    record = {"container": result.out.decode().strip(), "made": made_from(config)}
+    write_whole(config.run_folder / "made.json", json.dumps(record).encode())
+
+
+def drift(config: Config, container: Container, present_image: str) -> list[str]:
+    """In what a container is out of date, for people; [] when in nothing.
+
+    `present_image` is the id of the config's image, '' when it is not here.  Of a container that
+    another tool made only the image and the network are known.
+    """
+    found = []
+    if container.image != config.image:
+        found.append(f"image: it was made from {container.image}")
+    elif present_image and container.image_id not in ("", present_image):
+        found.append(f"image: there is a newer {config.image}")
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        record = json.loads((config.run_folder / "made.json").read_text())
+        if record["container"] == container.id:
+            found += [
+                f"{name} changed in the config"
+                for name, value in made_from(config).items()
+                if record["made"].get(name, value) != value
+            ]
+    wanted, has = wanted_mtu(config), ETHERNET_MTU
+    for name in container.networks:
+        with contextlib.suppress(ValueError):
+            has = int(name.removeprefix(network_name(0)[:-1]))
+    if wanted and wanted < has:
+        found.append(f"network: its MTU is {has}, the way to the internet takes {wanted}")
+    return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """A program that changes something, and how it is run."""
+
+    argv: Sequence[str]
+    run: Callable[[], object]
+
+
+def up_steps(config: Config) -> Generator[Step, None, Container | None]:
+    """What makes the container run and hold this very tool, from whatever state it is in.
+
+    Looks as it goes: each step is to be run, or only shown, before the next one is asked for.
+    Returns the container.
+    """
     if ":" in str(config.project):
         raise UsageError(
             f"{config.project}: Docker cannot mount a folder with a colon in its name", "rename the folder"
         )
     name = config.container_name
-    private_folder(config.run_folder)
-    with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
+    container, image = look(config)
+    status = container.status if container else ""
+    if container is None:
+        if not image:
+            yield Step(["docker", "pull", config.image], lambda: get_image(config))
+        mtu = wanted_mtu(config)
+        if mtu and capture(["docker", "network", "inspect", network_name(mtu)]).code != 0:
+            say(f"the way to the internet takes packets of {mtu} bytes: making a network for that")
+            yield Step(network_argv(mtu), lambda: docker(network_argv(mtu or 0)))
+        yield Step(run_argv(config, home_folder(), mtu), lambda: create_container(config, mtu))
+    elif status in ("created", "exited"):
+        say(f"starting the container {name} again")
+        yield _docker_step("start", name)
+    elif status == "paused":
+        yield _docker_step("unpause", name)
+    elif not container.running:
+        raise TazpodError(f"the container {name} is {status}", f"docker rm -f {name}, then again")
+    if status != "running":
         container = find_container(config)
-        if container is None:
-            ensure_image(config)
-            # Docker would make a missing ~/.ssh as root.
-            (home_folder() / ".ssh").mkdir(mode=0o700, exist_ok=True)
-            say(f"starting the container {name}")
-            docker(run_argv(config, home_folder()))
-        elif container.status in ("created", "exited"):
-            say(f"starting the container {name} again")
-            docker(["docker", "start", name])
-        elif container.status == "paused":
-            docker(["docker", "unpause", name])
-        elif not container.running:
-            raise TazpodError(
-                f"the container {name} is {container.status}", f"docker rm -f {name}, then again"
-            )
-        if container is None or not container.running:
-            container = find_container(config)
-        if container is None or not container.running:
+        if not OPTIONS.dry_run and (container is None or not container.running):
             raise TazpodError(
                 f"the container {name} stopped as soon as it was started", f"docker logs {name} shows why"
             )
-        install_tool(config, container)
+    if container is None or not is_installed(config, container):
+        yield Step(["docker", "cp", "-", f"{name}:/"], lambda: copy_tool(config))
+        yield Step(setup_argv(config), lambda: set_up(config, container))
+    if config.post_up and status not in ("running", "paused"):
+        hook = exec_line_argv(config, f"exec 1>&2; {config.post_up}", terminal=False)
+        yield Step(hook, lambda: run_hook(hook))
+    old = drift(config, container, image) if container and status else []
+    if old:
+        warn(f"the container is out of date ({'; '.join(old)}): tazpod up --recreate")
     return container
+
+
+def _docker_step(*words: str) -> Step:
+    return Step(["docker", *words], lambda: docker(["docker", *words]))
+
+
+def run_hook(argv: Sequence[str]) -> None:
+    """Run hooks.post_up; its failure is told, and no reason to stay outside."""
+    with open(os.devnull, "rb") as nothing:
+        code = run_foreground(argv, stdin=nothing.fileno())
+    if code != 0:
+        warn(f"hooks.post_up ended with status {code}")
+
+
+def ensure_up(config: Config) -> Container:
+    """Make the container run, whatever state it is in."""
+    private_folder(config.run_folder)
+    with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
+        steps = up_steps(config)
+        while True:
+            try:
+                next(steps).run()
+            except StopIteration as end:
+                container: Container = end.value
+                return container
 
 
 def pod_archive() -> bytes:
@@ -1227,22 +1475,35 @@ def pod_archive() -> bytes:
     return buffer.getvalue()
 
 
-def install_tool(config: Config, container: Container) -> None:
-    """Put this tool into the container, once for each container and each version of the tool."""
+def _tool_record(config: Config, container: Container) -> bytes:
     tool_digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    record = config.run_folder / "pod.json"
-    wanted = json.dumps({"container": container.id, "tool": tool_digest}).encode()
-    with contextlib.suppress(OSError):
-        if record.read_bytes() == wanted:
-            return
+    return json.dumps({"container": container.id, "tool": tool_digest}).encode()
+
+
+def is_installed(config: Config, container: Container) -> bool:
+    """Whether the container holds this very tool, set up for this config."""
+    try:
+        return (config.run_folder / "pod.json").read_bytes() == _tool_record(config, container)
+    except OSError:
+        return False
+
+
+def copy_tool(config: Config) -> None:
+    """Put this tool into the container."""
     name = config.container_name
-    succeed(
-        ["docker", "cp", "-", f"{name}:/"],
-        f"the tool could not be put into the container {name}",
-        data=pod_archive(),
-    )
-    setup = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user]
-    result = capture(["docker", "exec", "-u", "0", name, *setup])
+    argv = ["docker", "cp", "-", f"{name}:/"]
+    succeed(argv, f"the tool could not be put into the container {name}", data=pod_archive())
+
+
+def setup_argv(config: Config) -> list[str]:
+    """docker-exec(1), as root, of what fits the container."""
+    words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user]
+    return ["docker", "exec", "-u", "0", config.container_name, *words]
+
+
+def set_up(config: Config, container: Container | None) -> None:
+    """Fit the container, and remember that it was done."""
+    result = capture(setup_argv(config))
     said = result.err + result.out.decode(errors="replace")  # docker tells its own trouble on either
     if "executable file not found" in said:
         raise MissingProgram(
@@ -1253,8 +1514,9 @@ def install_tool(config: Config, container: Container) -> None:
         _talk(line)
     if result.code != 0:
         kind = MissingProgram if result.code == MISSING else TazpodError
-        raise kind(f"the container {name} could not be set up", "see the line above")
-    write_whole(record, wanted)
+        raise kind(f"the container {config.container_name} could not be set up", "see the line above")
+    if container:
+        write_whole(config.run_folder / "pod.json", _tool_record(config, container))
 
 
 def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tuple[str, str]:
@@ -1334,20 +1596,24 @@ def set_up_pod(user: str) -> None:
 
 
 def stop_container(config: Config) -> None:
-    """Stop and remove the container.
-
-    `sleep` as process 1 ignores the signal that `docker stop` sends, which then waits ten
-    seconds to do what `docker kill` does at once.
-    """
-    for argv in (
-        ["docker", "kill", config.container_name],
-        ["docker", "stop", config.container_name],
-        ["docker", "rm", config.container_name],
-    ):
+    """Stop and remove the container."""
+    for argv in stop_argvs(config):
         result = capture(argv)
         idle = argv[1] == "kill" and "is not running" in result.err
         if result.code != 0 and not idle:
             raise engine_error(result)
+    for record in ("pod.json", "made.json"):
+        with contextlib.suppress(FileNotFoundError):
+            (config.run_folder / record).unlink()
+
+
+def stop_argvs(config: Config) -> list[list[str]]:
+    """docker-kill(1), docker-stop(1), docker-rm(1).
+
+    `sleep` as process 1 ignores the signal that `docker stop` sends, which then waits ten
+    seconds to do what `docker kill` does at once.
+    """
+    return [["docker", verb, config.container_name] for verb in ("kill", "stop", "rm")]
 
 
 # ── 6. vault ──────────────────────────────────────────────────────────────────────────────
@@ -2857,6 +3123,30 @@ def pod_command(config: Config, words: Sequence[str], passphrase: bytes | None =
         return run_foreground(argv, stdin=fd)
 
 
+def docker_settings(config: Config) -> dict[str, str]:
+    """The environment for a docker that leaves Ctrl-P to the shell.
+
+    Docker's default keys to detach begin with it; they can be set in its config file alone, since the
+    argv of entering is fixed.  Nothing secret is copied, and whoever set keys of their own keeps them.
+    """
+    own = Path(os.environ.get("DOCKER_CONFIG") or home_folder() / ".docker")
+    settings: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        settings = json.loads((own / "config.json").read_text())
+    if "detachKeys" in settings or "HttpHeaders" in settings:
+        return {}
+    context = {name: settings[name] for name in ("currentContext",) if name in settings}
+    text = json.dumps({**context, "detachKeys": DETACH_KEYS}).encode()
+    folder = private_folder(config.run_folder / "docker")
+    with contextlib.suppress(OSError):
+        if not (folder / "contexts").is_symlink():
+            (folder / "contexts").symlink_to(own / "contexts")
+    path = folder / "config.json"
+    if not path.is_file() or path.read_bytes() != text:
+        write_whole(path, text)
+    return {"DOCKER_CONFIG": str(folder), "DOCKER_CERT_PATH": os.environ.get("DOCKER_CERT_PATH", str(own))}
+
+
 def open_shell(config: Config, session: Session) -> int:
     """The shell, tied to this session; its exit status."""
     with contextlib.ExitStack() as starting:
@@ -2869,7 +3159,8 @@ def open_shell(config: Config, session: Session) -> int:
             starting.close()
 
         terminal = on_terminal() and sys.stdout.isatty()
-        return run_foreground(shell_argv(config, terminal), after_start=claimed)
+        env = docker_settings(config) if terminal else None
+        return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
 
 
 def leave(config: Config, session: Session, interrupted: bool) -> int:
@@ -3194,7 +3485,7 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
             raise UsageError(f"{option}: Docker does not accept {value!r}")
     private_folder(project / ENVELOPE)
     private_folder(project / ENVELOPE / "vault")
-    text = CONFIG_TEMPLATE.format(image=image or Config.image, name=name or legal_name(project.name))
+    text = CONFIG_TEMPLATE.format(image=image or Config.image, name=name or free_name(project))
     for path, content in (
         (project / CONFIG_PATH, text),
         (project / DOCKERFILE_PATH, DOCKERFILE),
@@ -3205,6 +3496,7 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
         else:
             write_whole(path, content.encode(), 0o644)
             say(f"wrote {path.relative_to(project)}")
+    remember_project(project)
 
 
 def cmd_init(args: argparse.Namespace) -> int:
@@ -3224,34 +3516,41 @@ def cmd_enter(args: argparse.Namespace) -> int:
 
 
 def cmd_up(args: argparse.Namespace) -> int:
-    """make the container run"""
+    """make the container run; --recreate makes it anew"""
     config = the_project()
+    if args.recreate:
+        take_down(config, discard=False)
     container = ensure_up(config)
     docker(guard_argv(config))
     say(f"the container {config.container_name} is running ({container.image})")
     return OK
 
 
-def cmd_down(args: argparse.Namespace) -> int:
-    """save and lock, then stop and remove the container"""
-    config = the_project()
+def take_down(config: Config, discard: bool) -> bool:
+    """Save and lock, then stop and remove the container; False when there is none."""
     container = find_container(config)
     if container is None:
-        say(f"there is no container {config.container_name}")
-        return OK
+        return False
     if container.status == "paused":
         docker(["docker", "unpause", config.container_name])
-    if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not args.discard):
-        words = ["lock", "--discard"] if args.discard else ["lock"]
-        if pod_command(config, words) != 0 and not args.discard:
+    if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not discard):
+        words = ["lock", "--discard"] if discard else ["lock"]
+        if pod_command(config, words) != 0 and not discard:
             raise VaultError(
                 "the vault could not be saved and locked, so the container stays",
                 "tazpod down --discard gives up what changed since the last save",
             )
     stop_container(config)
-    with contextlib.suppress(FileNotFoundError):
-        (config.run_folder / "pod.json").unlink()
-    say(f"the container {config.container_name} is removed; workspace and sealed vault stay")
+    return True
+
+
+def cmd_down(args: argparse.Namespace) -> int:
+    """save and lock, then stop and remove the container"""
+    config = the_project()
+    if take_down(config, args.discard):
+        say(f"the container {config.container_name} is removed; workspace and sealed vault stay")
+    else:
+        say(f"there is no container {config.container_name}")
     return OK
 
 
@@ -3590,6 +3889,22 @@ def cmd_history(args: argparse.Namespace) -> int:
     return OK
 
 
+def cmd_config(args: argparse.Namespace) -> int:
+    """print every setting, and where its value comes from"""
+    config = the_project()
+    path = config.project / CONFIG_PATH
+    lines = setting_lines(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, key in KEYS.items():
+        value = getattr(config, key.field)
+        value = dict(value) if key.kind is dict else value
+        shown = value if isinstance(value, str) else json.dumps(value)
+        origin = f"{CONFIG_PATH}:{lines[name]}" if name in lines else "default"
+        emit(f"{name:<20}  {origin:<24}  {'; '.join(shown.splitlines())}".rstrip())
+    for name in (*config.aws_variables, *config.proxies):
+        emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
+    return OK
+
+
 def cmd_guard(args: argparse.Namespace) -> int:
     """watch the sessions (started by up and unlock)"""
     config = the_project()
@@ -3631,6 +3946,7 @@ class Word:
 
 PASSPHRASE_FD = option("--passphrase-fd", type=int, metavar="N", help="read the passphrase from descriptor N")
 DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
+RECREATE = option("--recreate", action="store_true", help="save and lock, remove it, and make it anew")
 FORCE = option("--force", action="store_true", help="seal also when nothing changed")
 LEAVING = option("--leaving", default="", help=argparse.SUPPRESS)
 IMAGE = option("--image", default="", help="the image to use")
@@ -3654,9 +3970,10 @@ WORDS: dict[str, tuple[Word, ...]] = {
     ),
     "Project and container": (
         Word("init", cmd_init, (IMAGE, NAME), host_only=True),
-        Word("up", cmd_up, host_only=True),
+        Word("up", cmd_up, (RECREATE,), host_only=True),
         Word("down", cmd_down, (DISCARD,), host_only=True),
         Word("build", cmd_build, host_only=True),
+        Word("config", cmd_config),
     ),
     "Storage": (
         Word("login", cmd_login),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -37,11 +38,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """What `main` sets for a whole process is put back after each test."""
     for name in ("HOST_CWD", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = False
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / secrets.token_hex(4)))
+    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = False
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     umask = os.umask(0o022)
@@ -49,7 +53,7 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.umask(umask)
     for number, handler in zip(numbers, handlers):
         signal.signal(number, handler)
-    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = False
+    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = False
 
 
 def write_stub(folder: Path, name: str, script: str = "exit 0") -> Path:

@@ -51,8 +51,8 @@ BUILT = {
         ],
     ),
     "the one look at the container": (
-        tazpod.inspect_argv(CONFIG),
-        ["docker", "container", "inspect", "blue-lab"],
+        tazpod.look_argv(CONFIG),
+        ["docker", "inspect", "blue-lab", "tazzo/tazpod-ai:latest"],
     ),
     "the shell": (
         tazpod.shell_argv(CONFIG),
@@ -127,8 +127,7 @@ def test_a_word_for_the_pod_is_one_word_there(word):
 
 
 NAME = "project-lab"
-INSPECT = ("docker", "container", "inspect", NAME)
-IMAGE_INSPECT = ("docker", "image", "inspect", IMAGE)
+INSPECT = ("docker", "inspect", NAME, IMAGE)
 PULL = ("docker", "pull", IMAGE)
 BUILD = ("docker", "build", "-t", IMAGE, "-f", ".tazpod/Dockerfile.ai", ".")
 START = ("docker", "start", NAME)
@@ -143,8 +142,13 @@ IS_OPEN = ("docker", "exec", NAME, "mountpoint", "-q", "/home/tazpod/secrets")
 SHELL = ("docker", "exec", "-i", "-w", "/workspace", NAME, "/bin/bash")
 SHELL_IT = ("docker", "exec", "-it", "-w", "/workspace", NAME, "/bin/bash")
 KILL, STOP, REMOVE = (("docker", word, NAME) for word in ("kill", "stop", "rm"))
-NO_CONTAINER = {"code": 1, "out": "[]\n", "err": f"Error response from daemon: No such container: {NAME}\n"}
-NO_IMAGE = {"code": 1, "out": "[]\n", "err": f"Error response from daemon: No such image: {IMAGE}\n"}
+IMAGE_FOUND = {"Id": "sha256:" + "1" * 64, "RepoTags": [IMAGE], "RootFS": {}}
+NO_CONTAINER = {"code": 1, "out": json.dumps([IMAGE_FOUND]), "err": f"Error: No such object: {NAME}\n"}
+NOTHING = {
+    "code": 1,
+    "out": "[]\n",
+    "err": f"Error: No such object: {NAME}\nError: No such object: {IMAGE}\n",
+}
 NOT_OPEN = {"code": 32}
 UNREACHABLE = "Cannot connect to the Docker daemon at unix:///run/x.sock. Is the docker daemon running?\n"
 FORBIDDEN = (
@@ -169,10 +173,11 @@ def answer(status: str, project: object, **more: object) -> dict[str, str]:
         "Id": "7" * 64,
         "State": {"Status": status},
         "Config": {"Image": IMAGE, "Env": env},
+        "Image": IMAGE_FOUND["Id"],
         "Mounts": [],
         **more,
     }
-    return {"out": json.dumps([text])}
+    return {"out": json.dumps([text, IMAGE_FOUND])}
 
 
 class Script:
@@ -204,7 +209,8 @@ class Script:
 
 
 @pytest.fixture
-def script(fp, stub_path, project):
+def script(fp, stub_path, project, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "tcp://engine.example:2375")  # whose routes are not ours
     (project.parent / "home/.ssh").mkdir(mode=0o700)
     return Script(fp)
 
@@ -237,7 +243,6 @@ def errors(capfd):
 
 def test_up_makes_a_missing_container(script, project, capfd):
     script.call(INSPECT, **NO_CONTAINER)
-    script.call(IMAGE_INSPECT, out="[{}]")
     script.call(run_of(project), out="7" * 64)
     script.call(INSPECT, **answer("running", project))
     script.call(COPY)
@@ -315,7 +320,7 @@ def test_a_container_that_names_our_folder_by_a_link_is_ours(script, project, in
 
 
 @pytest.mark.parametrize("ours, theirs", [("x-lab", "ax-lab"), ("x-lab", "x-lab-2"), ("ax-lab", "x-lab")])
-def test_a_name_inside_another_name_is_told_apart(ours, theirs, fp, stub_path, project):
+def test_a_name_inside_another_name_is_told_apart(ours, theirs, script, fp, project):
     (project / tazpod.CONFIG_PATH).write_text(f"container_name: {ours}\n")
     made = set()
 
@@ -325,14 +330,14 @@ def test_a_name_inside_another_name_is_told_apart(ours, theirs, fp, stub_path, p
             text = answer("running", "/srv/other" if name == theirs else project)["out"]
             return {"stdout": text, "returncode": 0}
         return {
-            "stdout": "[]\n",
-            "stderr": f"Error response from daemon: No such container: {name}",
+            "stdout": json.dumps([IMAGE_FOUND]),
+            "stderr": f"Error: No such object: {name}",
             "returncode": 1,
         }
 
     docker = fp.program("docker")
     for name in (ours, ours):
-        fp.register([docker, "container", "inspect", name], **inspect(name))
+        fp.register([docker, "inspect", name, IMAGE], **inspect(name))
         made.add(ours)
     fp.register([docker, "run", fp.any()], stdout="7" * 64)
     fp.register([docker, fp.any()], occurrences=10)
@@ -365,7 +370,7 @@ def test_an_engine_that_does_not_answer_is_one_line_and_status_1(words, stderr, 
 def test_an_answer_that_makes_no_sense_is_an_error(text, script, capfd):
     script.call(INSPECT, out=text)
     assert script.play("up") == 1
-    assert errors(capfd) == "docker gave an answer that makes no sense to container inspect"
+    assert errors(capfd) == "docker gave an answer that makes no sense to inspect"
 
 
 @pytest.mark.parametrize("status", ["dead", "removing", "restarting", "newfangled"])
@@ -387,10 +392,10 @@ def test_a_container_that_ends_at_once_is_an_error(after, script, project, capfd
 
 def test_docker_run_that_fails_is_told_in_dockers_words(script, project, capfd):
     script.call(INSPECT, **NO_CONTAINER)
-    script.call(IMAGE_INSPECT)
     script.call(
         run_of(project), code=125, err="docker: Error response from daemon: no space left on device.\n"
     )
+    script.call(INSPECT, **NO_CONTAINER)
     assert script.play("up") == 1
     assert errors(capfd) == "docker: docker: Error response from daemon: no space left on device."
 
@@ -401,7 +406,6 @@ def test_the_ssh_folder_is_made_before_docker_would_as_root(script, project):
     os.umask(0)
     seen = []
     script.call(INSPECT, **NO_CONTAINER)
-    script.call(IMAGE_INSPECT)
     script.call(run_of(project), callback=lambda process: seen.append(stat.S_IMODE(folder.stat().st_mode)))
     for argv in (INSPECT, COPY, SETUP, GUARD):
         script.call(argv, **(answer("running", project) if argv == INSPECT else {}))
@@ -413,8 +417,7 @@ def test_the_ssh_folder_is_made_before_docker_would_as_root(script, project):
 
 
 def test_an_image_that_is_not_here_is_pulled(script, project):
-    script.call(INSPECT, **NO_CONTAINER)
-    script.call(IMAGE_INSPECT, **NO_IMAGE)
+    script.call(INSPECT, **NOTHING)
     script.call(PULL)
     script.call(run_of(project))
     for argv in (INSPECT, COPY, SETUP, GUARD):
@@ -423,8 +426,7 @@ def test_an_image_that_is_not_here_is_pulled(script, project):
 
 
 def test_an_image_that_cannot_be_pulled_is_an_error_with_the_cure(script, capfd):
-    script.call(INSPECT, **NO_CONTAINER)
-    script.call(IMAGE_INSPECT, **NO_IMAGE)
+    script.call(INSPECT, **NOTHING)
     script.call(PULL, code=1)
     assert script.play("up") == 1
     shown = capfd.readouterr().err.splitlines()
@@ -435,8 +437,7 @@ def test_an_image_that_cannot_be_pulled_is_an_error_with_the_cure(script, capfd)
 
 
 def test_an_image_that_cannot_be_pulled_is_built_when_that_is_agreed_to(script, project):
-    script.call(INSPECT, **NO_CONTAINER)
-    script.call(IMAGE_INSPECT, **NO_IMAGE)
+    script.call(INSPECT, **NOTHING)
     script.call(PULL, code=1)
     script.call(BUILD)
     script.call(run_of(project))
@@ -826,7 +827,7 @@ def test_debug_shows_every_call_and_no_secret(script, project, installed, capfd)
     assert script.play("unlock", "--debug", "--passphrase-fd", str(fd)) == 0
     os.close(fd)
     shown = capfd.readouterr().err
-    assert "+ docker container inspect project-lab\n" in shown and "+ docker exec -i " in shown
+    assert "+ docker inspect project-lab " in shown and "+ docker exec -i " in shown
     assert SECRET not in shown
 
 

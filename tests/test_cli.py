@@ -17,6 +17,7 @@ import tazpod
 HOST_WORDS = [word.name for word in tazpod.all_words().values() if word.host_only]
 POD_WORDS = ["unlock", "save", "lock", "passwd", "verify", "restore", "history"]
 POD_WORDS += ["login", "push", "pull", "setup-storage"]
+BOTH_WORDS = ["config"]
 
 
 def shown(capfd):
@@ -273,7 +274,7 @@ def test_the_pod_refuses_the_words_of_the_host(word, monkeypatch, capfd):
 
 
 def test_every_word_is_for_the_host_or_for_both():
-    assert sorted([*HOST_WORDS, *POD_WORDS]) == sorted(tazpod.all_words())
+    assert sorted([*HOST_WORDS, *POD_WORDS, *BOTH_WORDS]) == sorted(tazpod.all_words())
     assert set(HOST_WORDS) == {"enter", "init", "up", "down", "build"}
 
 

@@ -51,6 +51,7 @@ def test_the_defaults_are_those_of_the_contract():
         "aws_endpoint": "",
         "aws_named": False,
         "aws_variables": (),
+        "proxies": (),
         "sync_interval": 300,
         "push_on_exit": True,
         "vault_binds": (".aws",),

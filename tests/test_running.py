@@ -540,6 +540,7 @@ def test_the_real_table_is_read_and_the_topmost_mount_counts(tmp_path):
     assert "/proc" in tazpod.mounts_of(tazpod.mounted_at(Path("/proc")).device)
 
 
+CONFIG = tazpod.Config(Path("/p"), "x-lab", image="img:1")
 INSPECTED = {
     "Id": "abc",
     "State": {"Status": "running"},
@@ -563,7 +564,9 @@ INSPECTED = {
     ],
 )
 def test_whose_a_container_is(change, project):
-    container = tazpod.parse_inspect(json.dumps([{**INSPECTED, **change}]).encode())
+    text = json.dumps([{**INSPECTED, **change}]).encode()
+    container, image = tazpod.parse_look(CONFIG, tazpod.Result(0, text, ""))
+    assert container and image == ""
     assert (container.id, container.status, container.project) == ("abc", "running", project)
 
 
@@ -580,7 +583,34 @@ def test_whose_a_container_is(change, project):
 )
 def test_an_inspect_that_makes_no_sense_is_an_error_not_a_fault(text):
     with pytest.raises(tazpod.TazpodError, match="makes no sense"):
-        tazpod.parse_inspect(text)
+        tazpod.parse_look(CONFIG, tazpod.Result(0, text, ""))
+
+
+IMAGE_FOUND = {"Id": "sha256:1", "RootFS": {}}
+
+
+@pytest.mark.parametrize(
+    "found, err, container, image",
+    [
+        ([INSPECTED, IMAGE_FOUND], "", "abc", "sha256:1"),
+        ([INSPECTED], "Error: No such object: img:1", "abc", ""),
+        ([IMAGE_FOUND], "Error: No such object: x-lab", None, "sha256:1"),
+        ([], "Error: No such object: x-lab\nError: No such object: img:1", None, ""),
+        ([], "error: no such object: x-lab\nerror: no such object: img:1", None, ""),
+        # a volume has the container's name, an image too
+        (
+            [{"Name": "x-lab", "Mountpoint": "/"}, IMAGE_FOUND],
+            "Error: No such object: x-lab",
+            None,
+            "sha256:1",
+        ),
+        ([{"Id": "sha256:2", "RootFS": {}}, INSPECTED], "Error: No such object: img:1", "abc", ""),
+    ],
+)
+def test_one_inspect_tells_container_and_image(found, err, container, image):
+    result = tazpod.Result(1 if err else 0, json.dumps(found).encode(), err)
+    there, here = tazpod.parse_look(CONFIG, result)
+    assert (there.id if there else None, here) == (container, image)
 
 
 @pytest.mark.parametrize(
