@@ -717,6 +717,11 @@ class Config:
         return f"{self.home}/secrets"
 
     @property
+    def binds(self) -> tuple[str, ...]:
+        """The folders of the home that the open vault holds; tokens lie in .aws, so it is always one."""
+        return outermost((".aws", *self.vault_binds))
+
+    @property
     def run_folder(self) -> Path:
         """Where host and pod see each other's sessions."""
         return self.project / ENVELOPE / "run"
@@ -768,6 +773,12 @@ KEYS: dict[str, Key] = {
 SECTIONS = {name.split(".")[0] for name in KEYS if "." in name}
 # Seen in files that Go TazPod wrote: accepted, whatever they hold.
 LEGACY_KEYS = ("mode", "ghost_mode", "providers", "active_provider", "version")
+
+
+def outermost(names: Iterable[str]) -> tuple[str, ...]:
+    """The folders that lie in no other of them."""
+    clean = dict.fromkeys(os.path.normpath(name) for name in names)
+    return tuple(name for name in clean if not any(str(folder) in clean for folder in Path(name).parents))
 
 
 def legal_name(folder: str) -> str:
@@ -930,6 +941,18 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         give_to_owner(path)
     return path
+
+
+def make_folders(root: Path, name: str) -> bool:
+    """Make what is missing of a path below `root`, 0700; whether all of it are real folders, no links."""
+    place = root
+    for part in Path(name).parts:
+        place /= part
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o700)
+        if place.is_symlink() or not place.is_dir():
+            return False
+    return True
 
 
 def give_to_owner(path: Path) -> None:
@@ -1627,8 +1650,10 @@ def stop_argvs(config: Config) -> list[list[str]]:
 class Vault:
     """Where a vault lives: its folder on disk, and in the operator's home its mount in RAM."""
 
-    def __init__(self, folder: Path, home: Path, size: str = "64m", keep: int = 5) -> None:
-        self.folder, self.home, self.size, self.keep = folder, home, size, keep
+    def __init__(
+        self, folder: Path, home: Path, size: str = "64m", keep: int = 5, binds: tuple[str, ...] = (".aws",)
+    ) -> None:
+        self.folder, self.home, self.size, self.keep, self.binds = folder, home, size, keep, binds
         self.sealed, self.history = folder / SEALED_NAME, folder / "history"
         self.mount, self.transit = home / "secrets", home / TRANSIT
         self.marker = folder / ".open"  # on disk while the vault is open; its time: the last save
@@ -1753,9 +1778,10 @@ def discard_transit(vault: Vault) -> list[str]:
         # The bridges, and whatever else shows it.  A busy one is a busy vault, though TRANSIT is idle.
         idle = [unmount(Path(p)) for p in mounts_of(mount.device) if p != str(vault.transit)]
         if all(idle) and not take_off(vault.transit):
-            late = mounted_at(vault.home / ".aws")  # a bridge that a killed unlock made just now
-            if late and late.device == mount.device:  # by its place: the number may be another's by now
-                unmount(vault.home / ".aws")
+            for place in (vault.home / name for name in vault.binds):
+                late = mounted_at(place)  # a bridge that a killed unlock made just now
+                if late and late.device == mount.device:  # by its place: the number may be another's by now
+                    unmount(place)
             continue
         hidden = ["a process that may not be looked into"]
         holders = find_holders(os.stat(vault.transit).st_dev) or hidden
@@ -2259,8 +2285,8 @@ def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
     for name in (PASSPHRASE_FILE, NEXT_FILE, STATE_FILE):  # Go packed its own
         with contextlib.suppress(FileNotFoundError):
             (root / name).unlink()
-    if not os.path.lexists(root / ".aws"):
-        (root / ".aws").mkdir(mode=0o700)
+    for name in vault.binds:
+        make_folders(root, name)
     os.fchmod(ram, 0o700)
     tree = survey(root)
     write_whole(root / PASSPHRASE_FILE, passphrase)
@@ -2294,22 +2320,33 @@ def prove_tmpfs(vault: Vault) -> None:
 
 
 def bridge(vault: Vault) -> None:
-    """Show the vault's own .aws as ~/.aws, so that no token of the AWS CLI touches a disk.
+    """Show the vault's own folders in the home, so that no token of the AWS CLI touches a disk.
 
     Done in TRANSIT: an open vault is bridged.
     """
-    source, target = vault.transit / ".aws", vault.home / ".aws"
-    if source.is_symlink() or not source.is_dir():
-        warn(f"{vault.mount / '.aws'}: is not a folder; {target} stays on the container's disk")
-        return
-    if mounted_at(target) is not None:  # the RAM of a login before this unlock
-        shutil.copytree(target, source, symlinks=True, dirs_exist_ok=True)
-        unmount(target)
-    if mounted_at(target) is None:
-        target.mkdir(mode=0o700, exist_ok=True)
+    for name in vault.binds:
+        source, target = vault.transit / name, vault.home / name
+        stays = f"~/{name} stays on the container's disk"
+        if not make_folders(vault.transit, name):
+            warn(f"{vault.mount / name}: is not a folder; {stays}")
+            continue
+        if not make_folders(vault.home, name):
+            warn(f"~/{name}: a file or link is in the way; {stays}: lock, remove it, unlock")
+            continue
+        if name == ".aws" and mounted_at(target) is not None:  # the RAM of a login before this unlock
+            shutil.copytree(target, source, symlinks=True, dirs_exist_ok=True)
+            unmount(target)
+        if mounted_at(target) is not None:
+            warn(f"~/{name}: something is mounted there, and stays")
+            continue
+        if any(target.iterdir()):
+            warn(
+                f"~/{name}: what is on the container's disk there is hidden while the vault is open;"
+                " to put it into the vault: lock, move it away, unlock, move it back"
+            )
         result = change_mounts("mount", "--bind", str(source), str(target))
         if mounted_at(target) is None:
-            warn(f"{target}: the vault's .aws could not be mounted there: {result.reason}")
+            warn(f"{target}: the vault's {name} could not be mounted there: {result.reason}")
 
 
 def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
@@ -2885,7 +2922,7 @@ def host_vault(config: Config) -> Vault:
 def pod_vault(config: Config) -> Vault:
     """The vault as the pod sees it."""
     folder = Path(WORKSPACE, ENVELOPE, "vault")
-    return Vault(folder, Path(config.home), config.vault_size, config.vault_keep)
+    return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds)
 
 
 def observe(config: Config) -> State:

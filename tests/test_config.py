@@ -126,6 +126,20 @@ KEYS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "names, binds",
+    [
+        ((), (".aws",)),
+        ((".aws",), (".aws",)),
+        ((".config/gh", ".kube"), (".aws", ".config/gh", ".kube")),
+        ((".config/gh", ".config", ".config//gcloud"), (".aws", ".config")),
+        ((".aws/sso",), (".aws",)),
+    ],
+)
+def test_tokens_are_always_in_ram_and_no_bind_lies_in_another(names, binds):
+    assert replace(DEFAULT, vault_binds=names).binds == binds
+
+
 @pytest.mark.parametrize("text, field, value", KEYS, ids=[text for text, *_ in KEYS])
 def test_each_key_sets_its_field_and_no_other(text, field, value):
     assert parsed(text) == replace(DEFAULT, aws_named=field.startswith("aws_"), **{field: value})

@@ -185,6 +185,73 @@ def test_a_vault_emptied_of_everything_comes_back(fresh: World) -> None:
     assert set(fresh.tree()) == {b".aws"}
 
 
+# -- folders of the home that live in the vault
+HIDDEN, IN_THE_WAY, NO_FOLDER = "is hidden while the vault is open", "in the way", "is not a folder"
+OBSTACLES: dict[str, tuple[str, str]] = {  # what is done in the home beforehand; what is said
+    "nothing": ("true", ""),
+    "an empty folder": ("mkdir -p .config/gh", ""),
+    "files": ("mkdir -p .config/gh/a; echo kept > .config/gh/a/b", HIDDEN),
+    "a file": ("mkdir .config; echo kept > .config/gh", IN_THE_WAY),
+    "a link": ("mkdir .config; ln -s ../../out .config/gh", IN_THE_WAY),
+    "a dangling link": ("mkdir .config; ln -s nowhere .config/gh", IN_THE_WAY),
+    "a file above": ("echo kept > .config", IN_THE_WAY),
+    "a link above": ("ln -s ../out .config", IN_THE_WAY),
+    "another mount": ("mkdir -p .config/gh; mount --bind ../out .config/gh", "something is mounted there"),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_bind_hides_nothing_in_silence_and_overwrites_nothing(
+    obstacle: str, worlds: Callable[..., World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    script, said = OBSTACLES[obstacle]
+    world = worlds(binds=(".aws", ".config/gh"))
+    home, out = world.vault.home, world.root / "out"
+    out.mkdir()
+    (out / "kept").write_text("kept")
+    run("sh", "-c", f"umask 022; cd {home} && {script}")
+    before = snapshot(home / ".config") if (home / ".config").is_dir() else None
+    world.unlock()
+    lines = [line for line in capfd.readouterr().err.splitlines() if "~/.config/gh: " in line]
+    assert len(lines) == bool(said)
+    assert said in "".join(lines)
+    assert stat.S_IMODE((world.open / ".config/gh").stat().st_mode) == 0o700
+    if said in ("", HIDDEN):
+        (home / ".config/gh/token").write_bytes(CANARY)
+        assert (world.open / ".config/gh/token").read_bytes() == CANARY
+    else:
+        theirs = [".config/gh"] if "mounted" in said else []
+        assert world.mounted() == [".aws", *theirs, "secrets"]
+    tazpod.save(world.vault)
+    tazpod.lock(world.vault)
+    assert world.leaks() == []
+    assert [path.name for path in out.iterdir()] == ["kept"]
+    if before:
+        assert snapshot(home / ".config") == before
+    if obstacle == "nothing":
+        assert [stat.S_IMODE((home / p).stat().st_mode) for p in (".config", ".config/gh")] == [0o700] * 2
+
+
+@pytest.mark.parametrize(
+    "script", ["ln -s {out} .config", "mkdir .config; ln -s {out} .config/gh", "touch .config"]
+)
+def test_a_bind_leads_out_of_no_vault(
+    script: str, worlds: Callable[..., World], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    world, out = worlds(), tmp_path / "out"
+    out.mkdir()
+    world.unlock()
+    run("sh", "-c", f"cd {world.open} && {script.format(out=out)}")
+    tazpod.save(world.vault)
+    tazpod.lock(world.vault)
+    before = snapshot(out)
+    world.vault.binds = (".aws", ".config/gh")
+    world.unlock()
+    assert NO_FOLDER in capfd.readouterr().err
+    assert world.mounted() == [".aws", "secrets"]
+    assert snapshot(out) == before
+
+
 def test_empty_and_large_files_and_two_thousand_come_back(worlds: Callable[..., World]) -> None:
     fresh, content = worlds(size="16m"), random.Random(2000)
     fresh.unlock()

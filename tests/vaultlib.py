@@ -28,6 +28,7 @@ import tazpod
 PASSPHRASE = b"a passphrase of the tests"
 CANARY = b"canary-5d2f0c7e91a84b36"
 OTHER = b"another passphrase of the tests"
+BINDS = (".aws", ".config/gh")
 GO_PASSPHRASE = b"correct horse battery staple"
 GO_DATA = Path(__file__).parent / "data" / "go-vault"
 NEEDS_ROOT = pytest.mark.skipif(
@@ -92,12 +93,14 @@ class World:
     The home is a private mount: a mount cannot be moved below a shared one.
     """
 
-    def __init__(self, root: Path, size: str = "8m", keep: int = 5) -> None:
+    def __init__(
+        self, root: Path, size: str = "8m", keep: int = 5, binds: tuple[str, ...] = (".aws",)
+    ) -> None:
         self.root = root
         self.temp = root / "tmp"
         for folder in (root / "home", self.temp):
             folder.mkdir(parents=True)
-        self.vault = tazpod.Vault(root / "vault", root / "home", size, keep)
+        self.vault = tazpod.Vault(root / "vault", root / "home", size, keep, binds)
         self.open = self.vault.mount  # where the secrets are
         run("mount", "--bind", self.vault.home, self.vault.home)
         run("mount", "--make-private", self.vault.home)
@@ -310,6 +313,7 @@ class Sweep:
         self.world.unlock()
         self.world.put("secret", CANARY)
         self.world.put("more/secrets", CANARY * 2000)
+        (self.world.vault.home / BINDS[-1] / "token").write_bytes(CANARY)
         tazpod.save(self.world.vault)
         first = self.world.vault.sealed.read_bytes()
         self.world.put("secret", CANARY + b" second")
@@ -387,7 +391,7 @@ class Sweep:
     def check_cleaned_up(self, number: int) -> None:
         """Who was told to end took away first what it had mounted."""
         if number != signal.SIGKILL and self.word != "lock":
-            assert self.world.mounted() in ([], [".aws", "secrets"]), f"left behind: {self.world.mounted()}"
+            assert self.world.mounted() in ([], [*BINDS, "secrets"]), f"left behind: {self.world.mounted()}"
 
     def outlived(self) -> bool:
         """Whether a program that the killed one had started still runs."""
@@ -460,7 +464,7 @@ def kill_by_step(root: Path, word: str, part: int, parts: int, number: int) -> t
 
 @contextlib.contextmanager
 def sweeping(root: Path, word: str) -> Iterator[Sweep]:
-    world = World(root)
+    world = World(root, binds=BINDS)
     tempfile.tempdir = str(world.temp)
     try:
         sweep = Sweep(world, word)
