@@ -52,6 +52,11 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = False
 
 
+def replace(record: Any, **fields: Any) -> Any:
+    """The record with some fields changed."""
+    return record._replace(**fields)
+
+
 def write_stub(folder: Path, name: str, script: str = "exit 0") -> Path:
     """An executable shell script."""
     path = folder / name
