@@ -30,27 +30,25 @@ Exit status: 0 done; 1 failed; 2 wrong usage or config; 127 a program is missing
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import fcntl
-import hashlib
 import io
 import json
 import os
 import re
-import secrets
 import shlex
-import shutil
 import signal
 import stat
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
 
 __version__ = "0.4.0"
 
@@ -59,6 +57,7 @@ __version__ = "0.4.0"
 OK, FAILED, USAGE, ABSENT, MISSING, INTERRUPTED = 0, 1, 2, 3, 127, 130
 
 ENVELOPE = ".tazpod"
+DEFAULT_IMAGE, DEFAULT_USER, DEFAULT_SHELL = "tazzo/tazpod-ai:latest", "tazpod", "/bin/bash"
 CONFIG_PATH = ".tazpod/config.yaml"
 DOCKERFILE_PATH = ".tazpod/Dockerfile.ai"
 SEALED_NAME = "vault.tar.aes"
@@ -247,13 +246,12 @@ class WrongPassphrase(VaultError):
 # ── 2. output and questions ───────────────────────────────────────────────────────────────
 
 
-@dataclass
 class Options:
     """What the command line says about talking; set once by `main`."""
 
-    debug: bool = False
-    yes: bool = False
-    dry_run: bool = False
+    debug = False
+    yes = False
+    dry_run = False
 
 
 OPTIONS = Options()
@@ -378,8 +376,7 @@ INSTALL_HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How a program ended: its status, its standard output, its standard error as text."""
 
     code: int
@@ -393,8 +390,7 @@ class Result:
         return lines[0] if lines else f"status {self.code}"
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """One program of a pipeline, and the descriptors that it inherits."""
 
     argv: Sequence[str]
@@ -514,17 +510,24 @@ def read_back(fd: int) -> bytes:
         return file.read()
 
 
+def sha256(data: bytes = b"") -> Any:
+    """hashlib's SHA-256, which is loaded where it is needed: the way to the prompt does without."""
+    import hashlib
+
+    return hashlib.sha256(data)
+
+
 def digest_fd(fd: int) -> str:
     """SHA-256 of a file from its beginning, leaving it there."""
     os.lseek(fd, 0, os.SEEK_SET)
-    digest = hashlib.sha256()
+    digest = sha256()
     while True:
         piece = os.read(fd, 1 << 20)
         if not piece:
             break
         digest.update(piece)
     os.lseek(fd, 0, os.SEEK_SET)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 @contextlib.contextmanager
@@ -666,14 +669,13 @@ IN_HOME = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The effective configuration of one project."""
 
     project: Path
     container_name: str
-    image: str = "tazzo/tazpod-ai:latest"
-    user: str = "tazpod"
+    image: str = DEFAULT_IMAGE
+    user: str = DEFAULT_USER
     dockerfile: str = DOCKERFILE_PATH
     context: str = "."
     ghost_mode: bool = True
@@ -702,7 +704,7 @@ class Config:
     ports: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     env: tuple[tuple[str, str | None], ...] = ()  # None: the value that it has on the host
-    shell: str = "/bin/bash"
+    shell: str = DEFAULT_SHELL
     post_up: str = ""
     pre_lock: str = ""
 
@@ -727,8 +729,7 @@ class Config:
         return self.project / ENVELOPE / "run"
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One key of config.yaml: the field it sets, its type, what it (each of a list) may look like."""
 
     field: str
@@ -888,7 +889,7 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
         except ValueError as error:
             raise UsageError(f"{where}:{line}: {name}: {error}") from None
     values["aws_named"] = any(name.startswith("aws_") for name in values)
-    return replace(config, **values), warnings
+    return config._replace(**values), warnings
 
 
 def setting_lines(text: str) -> dict[str, int]:
@@ -914,7 +915,7 @@ def load_config(project: Path) -> Config:
     aws = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
     proxy = re.compile(r"(https?|ftp|all|no)_proxy", re.IGNORECASE)
     variables, proxies = (tuple(sorted(filter(names.fullmatch, os.environ))) for names in (aws, proxy))
-    return replace(config, aws_variables=variables, proxies=proxies)
+    return config._replace(aws_variables=variables, proxies=proxies)
 
 
 def in_pod() -> bool:
@@ -962,9 +963,14 @@ def give_to_owner(path: Path) -> None:
         os.chown(path, around.st_uid, around.st_gid, follow_symlinks=False)
 
 
+def random_hex(size: int) -> str:
+    """A name that nobody can guess, of `size` bytes."""
+    return os.urandom(size).hex()
+
+
 def temporary_beside(path: Path) -> Path:
     """A name for what will replace `path`: hidden, and known as stale by its ending."""
-    return path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name.lstrip('.')}.{random_hex(4)}.tmp")
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -1036,8 +1042,7 @@ def free_name(project: Path) -> str:
             taken.add(
                 parse_config((other / CONFIG_PATH).read_text(encoding="utf-8"), other)[0].container_name
             )
-    unlike = hashlib.sha256(os.fsencode(project)).hexdigest()[:8]
-    for prefix in ("", f"{project.parent.name}-", f"{unlike}-"):
+    for prefix in ("", f"{project.parent.name}-", f"{os.stat(project).st_ino:x}-"):
         name = legal_name(prefix + project.name)
         if name not in taken:
             break
@@ -1136,7 +1141,7 @@ def wanted_mtu(config: Config) -> int | None:
 
 
 def _exec_options(config: Config, terminal: bool) -> list[str]:
-    user = [] if config.user == Config.user else ["-u", config.user]
+    user = [] if config.user == DEFAULT_USER else ["-u", config.user]
     return ["docker", "exec", "-it" if terminal else "-i", *user]
 
 
@@ -1146,7 +1151,7 @@ def shell_argv(config: Config, terminal: bool = True) -> list[str]:
     Any but bash is started by bash, which claims the session for it.
     """
     bash = [*_exec_options(config, terminal), *("-w", WORKSPACE, config.container_name, "/bin/bash")]
-    if config.shell == Config.shell:
+    if config.shell == DEFAULT_SHELL:
         return bash
     return [*bash, "-c", f"TAZPOD_CLAIM=1 . {POD_TOOL}/bashrc; exec {shlex.quote(config.shell)}"]
 
@@ -1174,7 +1179,7 @@ def is_open_argv(config: Config) -> list[str]:
 
 def guard_argv(config: Config) -> list[str]:
     """docker-exec(1) of the background guard, detached."""
-    user = [] if config.user == Config.user else ["-u", config.user]
+    user = [] if config.user == DEFAULT_USER else ["-u", config.user]
     names = _named("-e", config.aws_variables)
     return ["docker", "exec", "-d", *user, *names, config.container_name, POD_LAUNCHER, GUARD_WORD]
 
@@ -1185,8 +1190,7 @@ def build_argv(config: Config) -> list[str]:
     return ["docker", "build", "-t", config.image, "-f", config.dockerfile, *proxies, config.context]
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(NamedTuple):
     """What docker says of the container: its id, state, image, networks, and the folder it belongs to."""
 
     id: str
@@ -1361,28 +1365,25 @@ def drift(config: Config, container: Container, present_image: str) -> list[str]
     """
     found = []
     if container.image != config.image:
-        found.append(f"image: it was made from {container.image}")
+        found.append(f"the image: it was made from {container.image}")
     elif present_image and container.image_id not in ("", present_image):
-        found.append(f"image: there is a newer {config.image}")
+        found.append(f"the image: there is a newer {config.image}")
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         record = json.loads((config.run_folder / "made.json").read_text())
         if record["container"] == container.id:
-            found += [
-                f"{name} changed in the config"
-                for name, value in made_from(config).items()
-                if record["made"].get(name, value) != value
-            ]
+            made, now = record["made"], made_from(config)
+            changed = [name for name in now if made.get(name, now[name]) != now[name]]
+            found += [f"the config: {', '.join(changed)} changed"] if changed else []
     wanted, has = wanted_mtu(config), ETHERNET_MTU
     for name in container.networks:
         with contextlib.suppress(ValueError):
             has = int(name.removeprefix(network_name(0)[:-1]))
     if wanted and wanted < has:
-        found.append(f"network: its MTU is {has}, the way to the internet takes {wanted}")
+        found.append(f"the network: its MTU is {has}, the way to the internet takes {wanted}")
     return found
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A program that changes something, and how it is run."""
 
     argv: Sequence[str]
@@ -1431,7 +1432,7 @@ def up_steps(config: Config) -> Generator[Step, None, Container | None]:
         yield Step(hook, lambda: run_hook(hook))
     old = drift(config, container, image) if container and status else []
     if old:
-        warn(f"the container is out of date ({'; '.join(old)}): tazpod up --recreate")
+        warn(f"the container is older than {'; '.join(old)}; tazpod up --recreate makes it anew")
     return container
 
 
@@ -1498,9 +1499,16 @@ def pod_archive() -> bytes:
     return buffer.getvalue()
 
 
+def tool_stamp() -> tuple[int, ...]:
+    """What tells this file from a newer one in its place, which may have got the same inode."""
+    with contextlib.suppress(FileNotFoundError):
+        info = os.stat(__file__)
+        return info.st_ino, info.st_ctime_ns, info.st_size
+    return ()
+
+
 def _tool_record(config: Config, container: Container) -> bytes:
-    tool_digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    return json.dumps({"container": container.id, "tool": tool_digest}).encode()
+    return json.dumps({"container": container.id, "tool": tool_stamp()}).encode()
 
 
 def is_installed(config: Config, container: Container) -> bool:
@@ -1567,6 +1575,7 @@ def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tu
 def set_up_pod(user: str) -> None:
     """As root in a new container: check its programs, fit the operator's ids, hook the shell."""
     import pwd
+    import shutil
 
     os.umask(0o022)  # what is installed here is for everybody in the container to read
     missing = [name for name in POD_PROGRAMS if not shutil.which(name)]
@@ -1662,8 +1671,7 @@ class Vault:
 # -- mounts: proc_pid_mountinfo(5)
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of a mount table."""
 
     device: str
@@ -1900,7 +1908,7 @@ def has_sealed(vault: Vault) -> bool:
 
 def digest_data(fd: int, size: int) -> bytes:
     """A digest of a file's size and data; holes are skipped, however large they are (lseek(2))."""
-    digest = hashlib.sha256(b"%d" % size)
+    digest = sha256(b"%d" % size)
     end = 0
     while end < size:
         try:
@@ -1917,7 +1925,7 @@ def digest_data(fd: int, size: int) -> bytes:
                 break
             digest.update(piece)
             start += len(piece)
-    return digest.digest()
+    return bytes(digest.digest())
 
 
 def is_native(start: bytes) -> bool:
@@ -1996,8 +2004,14 @@ def open_go_vault(sealed: bytes, passphrase: bytes) -> bytes:
     return _cms_open(_go_key(sealed, passphrase), nonce, ciphertext, sealed[-GO_TAG:])
 
 
+def _pbkdf2(passphrase: bytes, salt: bytes, iterations: int) -> bytes:
+    import hashlib
+
+    return hashlib.pbkdf2_hmac("sha256", passphrase, salt, iterations, 32)
+
+
 def _go_key(sealed: bytes, passphrase: bytes) -> bytes:
-    return hashlib.pbkdf2_hmac("sha256", passphrase, sealed[:GO_SALT], GO_ITERATIONS, 32)
+    return _pbkdf2(passphrase, sealed[:GO_SALT], GO_ITERATIONS)
 
 
 def _cms_open(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
@@ -2036,7 +2050,7 @@ def _cms_wrap(key: bytes) -> bytes:
 
 
 def _cms_cbc(data: bytes) -> bytes:
-    kek = hashlib.pbkdf2_hmac("sha256", _CMS_PASSWORD.encode(), _CMS_SALT, _CMS_ITERATIONS, 32).hex()
+    kek = _pbkdf2(_CMS_PASSWORD.encode(), _CMS_SALT, _CMS_ITERATIONS).hex()
     argv = ["openssl", "enc", "-aes-256-cbc", "-nopad", "-K", kek, "-iv", _CMS_IV.hex()]
     return _openssl_output(capture(argv, data), len(data))
 
@@ -2129,8 +2143,7 @@ def _unseal_go(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds
 # -- the open tree
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(NamedTuple):
     """What lies in an open vault: a digest of all of it, the names, bytes, what is left out."""
 
     digest: str
@@ -2145,7 +2158,7 @@ def survey(root: Path) -> Tree:
 
     Raises VaultError with the name of what cannot be read.
     """
-    digest = hashlib.sha256()
+    digest = sha256()
     names: list[bytes] = []
     left_out: list[str] = []
     first_name: dict[int, bytes] = {}
@@ -2324,6 +2337,8 @@ def bridge(vault: Vault) -> None:
 
     Done in TRANSIT: an open vault is bridged.
     """
+    import shutil
+
     for name in vault.binds:
         source, target = vault.transit / name, vault.home / name
         stays = f"~/{name} stays on the container's disk"
@@ -2636,8 +2651,7 @@ class StorageError(TazpodError):
         self.code = code
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(NamedTuple):
     """An object in the storage: its etag and size, the SHA-256 and the push that made it."""
 
     etag: str
@@ -2647,8 +2661,7 @@ class Remote:
     modified: str
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """Where the vault's copies live, and with which keys (empty: those of the login) to get there."""
 
     bucket: str
@@ -2756,7 +2769,7 @@ def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | 
     # Without an etag it was not the storage that answered.
     if not remote.etag or size == 0 or size != remote.size or remote.digest not in ("", digest):
         raise StorageError(f"storage {storage.bucket}: {key} came damaged", "try again")
-    return replace(remote, digest=digest)
+    return remote._replace(digest=digest)
 
 
 def too_old(error: StorageError) -> bool:
@@ -2893,8 +2906,7 @@ def make_bucket(storage: Storage) -> list[str]:
 # <id>.leaving while the vault is saved and locked after the shell.
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What `enter` needs to know to decide."""
 
     ghost: bool
@@ -2939,14 +2951,11 @@ def observe(config: Config) -> State:
     return State(ghost=True, open=opened, sealed=has_sealed(vault))
 
 
-@dataclass
 class Session:
     """One host side: its lease, locked as long as this process lives."""
 
-    folder: Path
-    id: str
-    fd: int
-    path: Path
+    def __init__(self, folder: Path, name: str, fd: int, path: Path) -> None:
+        self.folder, self.id, self.fd, self.path = folder, name, fd, path
 
     def starting(self) -> None:
         """Let the next shell claim this session."""
@@ -2971,7 +2980,7 @@ class Session:
 
 def open_session(config: Config) -> Session:
     """Make a lease that exists only locked."""
-    folder, name = private_folder(config.run_folder), secrets.token_hex(8)
+    folder, name = private_folder(config.run_folder), random_hex(8)
     hidden, path = folder / f".{name}", folder / f"{name}.lease"
     fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     give_to_owner(hidden)
@@ -3008,7 +3017,7 @@ def storage_of(config: Config, vault: Vault) -> Storage:
     """The storage, with credentials in the order of CONTRACT.md section 8."""
     storage = Storage(config.aws_bucket, config.aws_region, config.aws_profile, config.aws_endpoint)
     if os.environ.get("AWS_ACCESS_KEY_ID"):
-        return replace(storage, profile="")
+        return storage._replace(profile="")
     found = []
     for name in ("access_key_id", "secret_access_key"):
         for style in (f"aws_{name}", f"aws-{name.replace('_', '-')}"):
@@ -3017,7 +3026,7 @@ def storage_of(config: Config, vault: Vault) -> Storage:
                 if not re.fullmatch(r"[!-~]+", found[-1]):
                     raise StorageError(f"{vault.mount / style}: does not hold one key in one line")
                 break
-    return replace(storage, key_id=found[0], secret_key=found[1]) if len(found) == 2 else storage
+    return storage._replace(key_id=found[0], secret_key=found[1]) if len(found) == 2 else storage
 
 
 def uses_storage(config: Config, vault: Vault) -> bool:
@@ -3071,7 +3080,7 @@ def syncing(vault: Vault) -> Iterator[Path]:
     with locked_file(vault.folder / ".sync", "talking to the storage", 3 * CALL_LIMIT):
         for stale in vault.folder.glob(".*.part"):
             stale.unlink()
-        path = vault.folder / f".{SEALED_NAME}.{secrets.token_hex(4)}.part"
+        path = vault.folder / f".{SEALED_NAME}.{random_hex(4)}.part"
         try:
             yield path
         finally:
@@ -3083,6 +3092,8 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
 
     Raises StorageError, also for a conflict; the remote is then as it was.
     """
+    import shutil
+
     storage = storage_of(config, vault)
     with syncing(vault) as snapshot:
         with vault_lock(vault):
@@ -3100,14 +3111,14 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             if present is None:
                 raise conflict(f"{storage.bucket} held a vault at the last sync and holds none now")
             raise conflict(f"{storage.bucket} holds a vault that this machine has not seen")
-        now, push_id = None, secrets.token_hex(16)
+        now, push_id = None, random_hex(16)
         if present is None or copy_to_history(storage, present, config.vault_retention):
             write_base(vault, config, **{**base, "pushing": push_id})
             now = upload(storage, snapshot, digest, present, push_id)
         if now is None:
             write_base(vault, config, **{**base, "conflict": digest})
             raise conflict("another machine pushed at the same time")
-        synced(vault, config, replace(now, digest=digest))
+        synced(vault, config, now._replace(digest=digest))
         return True
 
 
@@ -3297,8 +3308,7 @@ def leave_and_tell(config: Config, session: Session, interrupted: bool, code: in
 # ── 9. guard ──────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Shell:
+class Shell(NamedTuple):
     """A shell in the pod, known by its process and the time when that started."""
 
     pid: int
@@ -3384,15 +3394,14 @@ def last_sign_of_life(vault: Vault, folder: Path) -> float:
     return max(moments)
 
 
-@dataclass
 class Watch:
     """What the guard remembers from one look to the next."""
 
-    pending: bool = False  # the last session has died, so the vault is to be locked
-    delay: float = 1.0
-    retry: float = 0.0
-    cycle: float = 0.0  # when to save and push next
-    pause: float = 0.0  # seconds until then; grows while it fails
+    pending = False  # the last session has died, so the vault is to be locked
+    delay = 1.0
+    retry = 0.0
+    cycle = 0.0  # when to save and push next
+    pause = 0.0  # seconds until then; grows while it fails
 
 
 def by_child(log: Any, word: str, *options: str) -> bool:
@@ -3467,19 +3476,12 @@ def guard_log() -> Any:
     return log
 
 
-def tool_stamp() -> tuple[int, ...]:
-    """What tells this file from a newer one in its place, which may have got the same inode."""
-    with contextlib.suppress(FileNotFoundError):
-        info = os.stat(__file__)
-        return info.st_ino, info.st_ctime_ns, info.st_size
-    return ()
-
-
 def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
     """Watch until SIGTERM, which ends the cycle under way first.  One in a container: another
     ends at once, and this one gives way to a newer tool."""
     folder = private_folder(Path(WORKSPACE, ENVELOPE, "run"))
-    watch = Watch(cycle=time.monotonic() + config.sync_interval)
+    watch = Watch()
+    watch.cycle = time.monotonic() + config.sync_interval
     own = tool_stamp()
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
@@ -3522,7 +3524,7 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
             raise UsageError(f"{option}: Docker does not accept {value!r}")
     private_folder(project / ENVELOPE)
     private_folder(project / ENVELOPE / "vault")
-    text = CONFIG_TEMPLATE.format(image=image or Config.image, name=name or free_name(project))
+    text = CONFIG_TEMPLATE.format(image=image or DEFAULT_IMAGE, name=name or free_name(project))
     for path, content in (
         (project / CONFIG_PATH, text),
         (project / DOCKERFILE_PATH, DOCKERFILE),
@@ -3971,8 +3973,7 @@ def option(*names: str, **settings: Any) -> Option:
     return names, settings
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """One word of the command line: what runs it, where it may be typed, its options."""
 
     name: str
@@ -3981,11 +3982,12 @@ class Word:
     host_only: bool = False
 
 
+HIDDEN = ""  # the help of an option that the help leaves out
 PASSPHRASE_FD = option("--passphrase-fd", type=int, metavar="N", help="read the passphrase from descriptor N")
 DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
 RECREATE = option("--recreate", action="store_true", help="save and lock, remove it, and make it anew")
 FORCE = option("--force", action="store_true", help="seal also when nothing changed")
-LEAVING = option("--leaving", default="", help=argparse.SUPPRESS)
+LEAVING = option("--leaving", default="", help=HIDDEN)
 IMAGE = option("--image", default="", help="the image to use")
 NAME = option("--name", default="", help="the container's name")
 WHAT = option("what", nargs="?", choices=["vault", "image"], default="vault", help="vault (default) or image")
@@ -4056,21 +4058,21 @@ Exit status
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line, a hint, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError instead of printing a usage text."""
-        raise UsageError(message, f"{self.prog} --help")
-
-
 def all_words() -> dict[str, Word]:
     """Every word by its name."""
     return {word.name: word for group in WORDS.values() for word in group}
 
 
-def make_parser(word: Word) -> Parser:
+def make_parser(word: Word) -> argparse.ArgumentParser:
     """The parser of one word, made from its row of the table."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """argparse whose errors are ours: one line, a hint, status 2."""
+
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(message, f"{self.prog} --help")
+
     summary = (word.run.__doc__ or "").strip()
     parser = Parser(
         prog=f"tazpod {word.name}",
@@ -4079,7 +4081,8 @@ def make_parser(word: Word) -> Parser:
         epilog="--yes and --debug work with every word.",
     )
     for names, settings in word.options:
-        parser.add_argument(*names, **settings)
+        hidden = {"help": argparse.SUPPRESS} if settings.get("help") == HIDDEN else {}
+        parser.add_argument(*names, **{**settings, **hidden})
     return parser
 
 

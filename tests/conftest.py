@@ -56,6 +56,11 @@ def fresh_process(
     tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = False
 
 
+def replace(record: Any, **fields: Any) -> Any:
+    """The record with some fields changed."""
+    return record._replace(**fields)
+
+
 def write_stub(folder: Path, name: str, script: str = "exit 0") -> Path:
     """An executable shell script."""
     path = folder / name

@@ -393,7 +393,7 @@ def owned(request: pytest.FixtureRequest) -> Iterator[Owned]:
 @pytest.fixture
 def default_image() -> Iterator[str]:
     """The image that `init` writes into a config, present without a registry."""
-    image = tazpod.Config.image
+    image = tazpod.DEFAULT_IMAGE
     present = docker("images", "-q", image).strip()
     if not present:
         docker("tag", IMAGE, image)

@@ -7,7 +7,6 @@ is the image's real one, run by a process that has it imported already: a quarte
 from __future__ import annotations
 
 import array
-import dataclasses
 import http.client
 import http.server
 import json
@@ -277,7 +276,7 @@ def work(tazpod: Any, request: dict[str, Any]) -> Any:
     else:
         request["options"].update({k: Path(v) for k, v in request["options"].items() if k == "target"})
         answer = function(tazpod.storage_of(config, vault), **request["options"])
-    return dataclasses.asdict(answer) if dataclasses.is_dataclass(answer) else answer
+    return answer._asdict() if hasattr(answer, "_asdict") else answer
 
 
 STEPS = ("os.rename", "os.remove", "os.mkdir", "os.chmod", "os.link", "fcntl.flock", "subprocess.Popen")

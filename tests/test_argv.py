@@ -10,11 +10,10 @@ import os
 import re
 import stat
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, terminal
+from conftest import ROOT, replace, terminal
 
 import tazpod
 from tazpod import Config
@@ -219,9 +218,8 @@ def script(fp, stub_path, project, monkeypatch):
 def installed(project):
     """The tool is in the container already."""
     config = tazpod.load_config(project)
-    tool = tazpod.hashlib.sha256((ROOT / "tazpod.py").read_bytes()).hexdigest()
     record = tazpod.private_folder(config.run_folder) / "pod.json"
-    record.write_text(json.dumps({"container": "7" * 64, "tool": tool}))
+    record.write_text(json.dumps({"container": "7" * 64, "tool": tazpod.tool_stamp()}))
     return record
 
 

@@ -222,7 +222,7 @@ def test_the_help_of_a_word_is_the_same_both_ways_and_names_each_option(name):
     assert before.stdout.startswith(f"usage: tazpod {word.name} ")
     for names, settings in word.options:
         label = f"{{{','.join(settings['choices'])}}}" if "choices" in settings else names[0]
-        assert (label in before.stdout) == (settings.get("help") != tazpod.argparse.SUPPRESS)
+        assert (label in before.stdout) == (settings.get("help") != tazpod.HIDDEN)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["help", "unlock"], ["unlock", "--help"]])

@@ -8,11 +8,10 @@ import re
 import stat
 import subprocess
 import unicodedata
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, replace
 
 import tazpod
 from tazpod import Config, parse_config
@@ -29,7 +28,7 @@ def parsed(text: str) -> Config:
 
 
 def test_the_defaults_are_those_of_the_contract():
-    assert asdict(parsed("")) == {
+    assert parsed("")._asdict() == {
         "project": PROJECT,
         "container_name": "blue-lab",
         "image": "tazzo/tazpod-ai:latest",
@@ -451,7 +450,7 @@ def test_any_folder_name_gives_a_name_that_docker_takes_and_always_the_same():
         assert grammar.match(name) and "\n" not in name, (seed, folder)
         assert len(name) <= 63, (seed, folder)  # also a host name
         assert name == tazpod.legal_name(folder) == tazpod.legal_name(name[: -len("-lab")]), (seed, folder)
-        written = tazpod.CONFIG_TEMPLATE.format(image=Config.image, name=name)
+        written = tazpod.CONFIG_TEMPLATE.format(image=tazpod.DEFAULT_IMAGE, name=name)
         assert parsed(written).container_name == name, (seed, folder)
 
 

@@ -7,12 +7,12 @@ import random
 import shutil
 import signal
 import stat
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3lib
+from conftest import replace
 from pytest_subprocess import FakeProcess
 from s3lib import BUCKET, GATE, HISTORY, KEYS, LATEST, STORE, Bench, Machine, md5
 
@@ -819,7 +819,7 @@ def calls(fp: FakeProcess, tmp_path: Path, stub_path: Path) -> Calls:
 
 
 def test_the_calls_of_a_first_push(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tazpod.secrets, "token_hex", lambda number: "ab" * number)
+    monkeypatch.setattr(tazpod, "random_hex", lambda number: "ab" * number)
     push = "ab" * 16
     metadata = {"content-sha256": FIRST, "tazpod-push": push}
     calls.will("head-object", error="404")
@@ -838,7 +838,7 @@ def test_the_calls_of_a_first_push(calls: Calls, monkeypatch: pytest.MonkeyPatch
 def test_the_calls_of_a_push_over_another_with_a_full_history(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tazpod.secrets, "token_hex", lambda number: "ab" * number)
+    monkeypatch.setattr(tazpod, "random_hex", lambda number: "ab" * number)
     push = "ab" * 16
     metadata = {"content-sha256": FIRST, "tazpod-push": push}
     old = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 13)]
@@ -866,7 +866,7 @@ def test_the_calls_of_a_push_over_another_with_a_full_history(
 
 
 def test_the_call_of_a_pull(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tazpod.secrets, "token_hex", lambda number: "ab" * number)
+    monkeypatch.setattr(tazpod, "random_hex", lambda number: "ab" * number)
     calls.will("get-object", error="NoSuchKey")
     assert tazpod.pull(calls.config, calls.vault) is None
     target = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
