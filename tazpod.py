@@ -1390,8 +1390,8 @@ class Step(NamedTuple):
     run: Callable[[], object]
 
 
-def up_steps(config: Config) -> Generator[Step, None, Container | None]:
-    """What makes the container run and hold this very tool, from whatever state it is in.
+def up_steps(config: Config, anew: bool = False) -> Generator[Step, None, Container | None]:
+    """What makes the container run and hold this very tool, from whatever state it is in (`anew`: none).
 
     Looks as it goes: each step is to be run, or only shown, before the next one is asked for.
     Returns the container.
@@ -1402,6 +1402,7 @@ def up_steps(config: Config) -> Generator[Step, None, Container | None]:
         )
     name = config.container_name
     container, image = look(config)
+    container = None if anew else container
     status = container.status if container else ""
     if container is None:
         if not image:
@@ -1419,7 +1420,7 @@ def up_steps(config: Config) -> Generator[Step, None, Container | None]:
     elif not container.running:
         raise TazpodError(f"the container {name} is {status}", f"docker rm -f {name}, then again")
     if status != "running":
-        container = find_container(config)
+        container = None if anew else find_container(config)
         if not OPTIONS.dry_run and (container is None or not container.running):
             raise TazpodError(
                 f"the container {name} stopped as soon as it was started", f"docker logs {name} shows why"
@@ -1725,14 +1726,19 @@ def change_mounts(*argv: str) -> Result:
         return capture(as_root(argv))
 
 
+def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
+    """mount(8) of a tmpfs of this user's."""
+    options = f"size={size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec{extra}"
+    return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+
+
 def mount_ram(place: Path, size: str) -> int:
     """Mount a tmpfs of this user's (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
 
     Who writes through the descriptor writes to RAM, whatever becomes of the mount.
     """
-    options = f"size={size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec"
     for extra in (",noswap", ""):  # kernels before 6.4 do not know it
-        result = change_mounts("mount", "-t", "tmpfs", "-o", options + extra, "tmpfs", str(place))
+        result = change_mounts(*tmpfs_argv(place, size, extra))
         if result.code == 0:
             break
     else:
@@ -1953,23 +1959,43 @@ def format_name(start: bytes) -> str:
 
 
 @contextlib.contextmanager
-def gpg_base() -> Iterator[list[str]]:
-    """The argv that every gpg call begins with: no keyring, no agent, no file of its own."""
+def gpg_home() -> Iterator[str]:
+    """An empty folder, for a gpg that is to find nothing of its own."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="tazpod-gpg-") as homedir:
-        yield [
-            *("gpg", "--batch", "--no-options", "--no-tty", "--homedir", homedir),
-            *("--no-keyring", "--no-random-seed-file", "--no-autostart"),
-            *("--pinentry-mode", "loopback", "--no-symkey-cache"),
-        ]
+        yield homedir
 
 
-def seal_options() -> list[str]:
-    """How gpg seals: AES-256, the slowest key stretching it has, no compression of its own."""
+def gpg_argv(homedir: str, *words: object) -> list[str]:
+    """What every gpg call begins with, no keyring, no agent, no file of its own, and its words."""
     return [
-        *("--rfc4880", "--symmetric", "--cipher-algo", "AES256", "--s2k-mode", "3"),
-        *("--s2k-digest-algo", "SHA512", "--s2k-count", "65011712", "--compress-algo", "none"),
+        *("gpg", "--batch", "--no-options", "--no-tty", "--homedir", homedir),
+        *("--no-keyring", "--no-random-seed-file", "--no-autostart"),
+        *("--pinentry-mode", "loopback", "--no-symkey-cache", *map(str, words)),
+    ]
+
+
+def encrypt_argv(homedir: str, fd: object) -> list[str]:
+    """gpg(1) that seals: AES-256, the slowest key stretching it has, no compression of its own."""
+    return gpg_argv(
+        *(homedir, "--passphrase-fd", fd, "--rfc4880", "--symmetric", "--cipher-algo", "AES256"),
+        *("--s2k-mode", "3", "--s2k-digest-algo", "SHA512", "--s2k-count", "65011712"),
+        *("--compress-algo", "none"),
+    )
+
+
+def decrypt_argv(homedir: str, fd: object, status_fd: object) -> list[str]:
+    """gpg(1) that unseals."""
+    return gpg_argv(homedir, "--passphrase-fd", fd, "--status-fd", status_fd, "--decrypt")
+
+
+def pack_argv(root: Path, names_fd: object) -> list[str]:
+    """tar(1) that packs the names of a list as they are (pax(5))."""
+    return [
+        *("tar", "--create", "--file=-", "--directory", str(root), "--format=posix"),
+        *("--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sparse"),
+        *("--no-recursion", "--null", "--verbatim-files-from", f"--files-from=/dev/fd/{names_fd}"),
     ]
 
 
@@ -2014,10 +2040,20 @@ def _go_key(sealed: bytes, passphrase: bytes) -> bytes:
     return _pbkdf2(passphrase, sealed[:GO_SALT], GO_ITERATIONS)
 
 
+def cms_decrypt_argv() -> list[str]:
+    """openssl-cms(1) that opens the message on its standard input."""
+    return ["openssl", "cms", "-decrypt", "-binary", "-inform", "DER", "-pwri_password", _CMS_PASSWORD]
+
+
+def cms_wrap_argv() -> list[str]:
+    """openssl-enc(1) that does one pass of the wrapping."""
+    kek = _pbkdf2(_CMS_PASSWORD.encode(), _CMS_SALT, _CMS_ITERATIONS).hex()
+    return ["openssl", "enc", "-aes-256-cbc", "-nopad", "-K", kek, "-iv", _CMS_IV.hex()]
+
+
 def _cms_open(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
     """The plaintext, once openssl has accepted the tag: it writes every byte *before* it checks."""
-    argv = ["openssl", "cms", "-decrypt", "-binary", "-inform", "DER", "-pwri_password", _CMS_PASSWORD]
-    done = capture(argv, _cms_message(_cms_wrap(key), nonce, ciphertext, tag))
+    done = capture(cms_decrypt_argv(), _cms_message(_cms_wrap(key), nonce, ciphertext, tag))
     # A tag that does not fit is openssl's one silent failure: the whole text has come out, then status 4
     # with nothing from its error queue.  Whatever else goes wrong leaves an error line there.
     all_came_out = 0 < len(ciphertext) == len(done.out)
@@ -2050,9 +2086,7 @@ def _cms_wrap(key: bytes) -> bytes:
 
 
 def _cms_cbc(data: bytes) -> bytes:
-    kek = _pbkdf2(_CMS_PASSWORD.encode(), _CMS_SALT, _CMS_ITERATIONS).hex()
-    argv = ["openssl", "enc", "-aes-256-cbc", "-nopad", "-K", kek, "-iv", _CMS_IV.hex()]
-    return _openssl_output(capture(argv, data), len(data))
+    return _openssl_output(capture(cms_wrap_argv(), data), len(data))
 
 
 def _openssl_output(done: Result, size: int) -> bytes:
@@ -2083,7 +2117,18 @@ def _oid(dotted: str) -> bytes:
 
 _seq, _octets, _int = partial(_der, 0x30), partial(_der, 0x04), partial(_der, 0x02)
 
-UNPACK = ("--extract", "--verbose", "--preserve-permissions", "--no-same-owner", "--warning=no-timestamp")
+LIST = ("tar", "--list", "--quoting-style=escape")
+
+
+def unpack_argv(root: object) -> list[str]:
+    """tar(1) that unpacks an unsealed vault and names what it unpacked."""
+    options = ("--preserve-permissions", "--no-same-owner", "--warning=no-timestamp")
+    return ["tar", "--extract", "--verbose", *options, "--directory", str(root)]
+
+
+def compare_argv(root: Path) -> list[str]:
+    """tar(1) that compares an unsealed vault with the open one."""
+    return ["tar", "--compare", "--verbose", "--quoting-style=escape", "--directory", str(root)]
 
 
 def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tuple[int, ...] = ()) -> bytes:
@@ -2098,9 +2143,8 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
         return _unseal_go(sealed, passphrase, consumer, pass_fds)
     output, status_fd = memory_file(), memory_file()
     try:
-        with gpg_base() as gpg, secret_fd(passphrase) as fd:
-            fds = ("--passphrase-fd", str(fd), "--status-fd", str(status_fd))
-            decrypt = Stage([*gpg, *fds, "--decrypt"], (fd, status_fd))
+        with gpg_home() as homedir, secret_fd(passphrase) as fd:
+            decrypt = Stage(decrypt_argv(homedir, fd, status_fd), (fd, status_fd))
             stages = [decrypt, Stage([*consumer, "--file=-"], pass_fds)]
             results = stream(stages, sealed, output)
         status = read_back(status_fd).decode(errors="replace")
@@ -2290,7 +2334,7 @@ def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
     if has_sealed(vault):
         fd = open_sealed_file(vault.sealed)
         try:
-            if not unseal(fd, passphrase, ["tar", *UNPACK, "--directory", str(root)], (ram,)):
+            if not unseal(fd, passphrase, unpack_argv(root), (ram,)):
                 raise VaultError("the vault could not be read: tar found nothing in it")
             digest = digest_fd(fd)
         finally:
@@ -2368,14 +2412,8 @@ def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
     """Pack a tree and seal it into a descriptor (tar(1), pax(5), gpg(1))."""
     names, nothing = memory_file(tar_names(tree)), os.open(os.devnull, os.O_RDONLY)
     try:
-        pack = [
-            *("tar", "--create", "--file=-", "--directory", str(root), "--format=posix"),
-            *("--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sparse"),
-            *("--no-recursion", "--null", "--verbatim-files-from", f"--files-from=/dev/fd/{names}"),
-        ]
-        with gpg_base() as gpg, secret_fd(passphrase) as fd:
-            encrypt = [*gpg, "--passphrase-fd", str(fd), *seal_options()]
-            stages = [Stage(pack, (names,)), Stage(encrypt, (fd,))]
+        with gpg_home() as homedir, secret_fd(passphrase) as fd:
+            stages = [Stage(pack_argv(root, names), (names,)), Stage(encrypt_argv(homedir, fd), (fd,))]
             failure = first_failure(stages, stream(stages, nothing, target))
         if failure:
             raise VaultError(f"the vault could not be sealed: {failure}")
@@ -2386,9 +2424,8 @@ def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
 
 def prove(tree: Tree, root: Path, passphrase: bytes, sealed: int) -> None:
     """Open what was just sealed and compare it, entry by entry, with the tree."""
-    compare = ["tar", "--compare", "--verbose", "--quoting-style=escape", "--directory", str(root)]
     try:
-        listed = unseal(sealed, passphrase, compare)
+        listed = unseal(sealed, passphrase, compare_argv(root))
     except VaultError as error:
         raise VaultError(
             f"the sealed copy is not equal to the open vault: {error}",
@@ -2571,7 +2608,7 @@ def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
     with vault_lock(vault):
         fd = open_sealed_file(path)
         try:
-            listing = unseal(fd, passphrase, ["tar", "--list", "--quoting-style=escape"])
+            listing = unseal(fd, passphrase, LIST)
         finally:
             os.close(fd)
     return len(listing.splitlines())
@@ -2584,7 +2621,7 @@ def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
             raise VaultError("the vault is open", "tazpod lock, then restore")
         fd = open_sealed_file(version)
         try:
-            unseal(fd, passphrase, ["tar", "--list"])
+            unseal(fd, passphrase, LIST)
             os.lseek(fd, 0, os.SEEK_SET)
             with os.fdopen(os.dup(fd), "rb") as file:
                 data = file.read()
@@ -2702,14 +2739,19 @@ def aws_error(result: Result, what: str) -> StorageError:
     return StorageError(f"{what}: {reason[-1] if reason else f'aws status {result.code}'}", hint, code)
 
 
+def s3_argv(storage: Storage, operation: str, *words: str) -> list[str]:
+    """One call of `aws s3api` on the bucket."""
+    argv = ["aws", "s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
+    argv += ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
+    argv += ["--endpoint-url", storage.endpoint] if storage.endpoint else []
+    return [*argv, *words]
+
+
 def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[str, Any]:
     """One call of `aws s3api` on the bucket; its JSON answer.  Raises StorageError.
 
     The keys of an open vault go through a file in RAM that only this call can see.
     """
-    argv = ["aws", "s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
-    argv += ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
-    argv += ["--endpoint-url", storage.endpoint] if storage.endpoint else []
     environment = aws_environment(KEYS_PROFILE if storage.key_id else storage.profile)
     limit = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
     fds: tuple[int, ...] = ()
@@ -2721,7 +2763,7 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
             stack.callback(os.close, fd)
             environment["AWS_SHARED_CREDENTIALS_FILE"] = f"/dev/fd/{fd}"
             fds = (fd,)
-        result = capture([*argv, *words], pass_fds=fds, limit=limit, env=environment)
+        result = capture(s3_argv(storage, operation, *words), pass_fds=fds, limit=limit, env=environment)
     if result.code != 0:
         raise aws_error(result, what or f"storage {storage.bucket}")
     try:
@@ -2777,17 +2819,22 @@ def too_old(error: StorageError) -> bool:
     return not error.code and "Unknown options" in str(error)
 
 
+def put_words(path: object, digest: str, base: Remote | None, push: str) -> tuple[str, ...]:
+    """What put-object is told: what goes there, and, last, which version it replaces."""
+    condition = ("--if-match", base.etag) if base else ("--if-none-match", "*")
+    metadata = f"content-sha256={digest},tazpod-push={push}"
+    return ("--key", LATEST_KEY, "--body", str(path), "--metadata", metadata, *condition)
+
+
 def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push: str) -> Remote | None:
     """Put a sealed file in the place of `base`, or of nothing; None when another was faster.
 
     Read back before it is believed.  A retry of aws's own after a lost answer looks like a
     conflict, so the object is looked at for the id of this `push` before it is called one.
     """
-    condition = ("--if-match", base.etag) if base else ("--if-none-match", "*")
-    words = ["--key", LATEST_KEY, "--body", str(path)]
-    words += ["--metadata", f"content-sha256={digest},tazpod-push={push}"]
+    *words, condition, value = put_words(path, digest, base, push)
     try:
-        s3(storage, "put-object", *words, *condition)
+        s3(storage, "put-object", *words, condition, value)
     except StorageError as error:
         if too_old(error):
             warn("this aws is too old for conditional writes: two pushes at once may lose one")
@@ -2829,18 +2876,27 @@ def history_key(modified: str, etag: str, taken: Mapping[str, str]) -> str:
     return key
 
 
+def version_for(storage: Storage, remote: Remote) -> tuple[str, dict[str, str]]:
+    """The key in the history for the present object, and the etags of what is there."""
+    taken = {key: str(item.get("ETag", "")) for key, item in list_history(storage).items()}
+    return history_key(remote.modified, remote.etag, taken), taken
+
+
+def copy_words(storage: Storage, remote: Remote, key: str) -> tuple[str, ...]:
+    """What copy-object is told to keep exactly the present object under another key."""
+    source = f"{storage.bucket}/{LATEST_KEY}"
+    return ("--copy-source", source, "--copy-source-if-match", remote.etag, "--key", key)
+
+
 def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
     """Keep the present object as a version, and only the newest `retention` of them.
 
     False when it is not the present object any more.
     """
-    taken = {key: str(item.get("ETag", "")) for key, item in list_history(storage).items()}
-    key = history_key(remote.modified, remote.etag, taken)
+    key, taken = version_for(storage, remote)
     if key not in taken:
-        source = f"{storage.bucket}/{LATEST_KEY}"
-        words = ("--copy-source", source, "--copy-source-if-match", remote.etag, "--key", key)
         try:
-            answer = s3(storage, "copy-object", *words)
+            answer = s3(storage, "copy-object", *copy_words(storage, remote, key))
         except StorageError as error:
             if error.code in (*CONFLICT_CODES, *ABSENT_CODES):
                 return False
@@ -2854,47 +2910,52 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
     return True
 
 
+PROBE, PROBES = ("--key", "tazpod/probe"), (("--if-none-match", "*"), ("--if-match", '"0"'))
+
+
 def honours_conditions(storage: Storage) -> bool:
     """Whether the storage keeps to If-None-Match and If-Match; some that speak S3 ignore both."""
-    words = ("--key", "tazpod/probe")
     refused = 0
-    for condition in (("--if-none-match", "*"), ("--if-match", '"0"')):
+    for condition in PROBES:
         try:
-            s3(storage, "put-object", *words)
-            s3(storage, "put-object", *words, *condition)
+            s3(storage, "put-object", *PROBE)
+            s3(storage, "put-object", *PROBE, *condition)
         except StorageError as error:
             if error.code not in CONFLICT_CODES and not too_old(error):
                 raise
             refused += 1
-    s3(storage, "delete-object", "--key", "tazpod/probe")
+    s3(storage, "delete-object", *PROBE)
     return refused == 2
 
 
-def make_bucket(storage: Storage) -> list[str]:
-    """Make the bucket private, versioned and encrypted; what the storage cannot do, by name."""
-    place = () if storage.region == "us-east-1" else (f"LocationConstraint={storage.region}",)
-    try:
-        s3(storage, "create-bucket", *(("--create-bucket-configuration", *place) if place else ()))
-    except StorageError as error:
-        if error.code == "BucketAlreadyExists":
-            message = f"the bucket name {storage.bucket} is somebody else's"
-            raise StorageError(message, "choose another aws_sso.bucket", error.code) from None
-        if error.code != "BucketAlreadyOwnedByYou":
-            raise
+def bucket_calls(storage: Storage) -> list[tuple[str, ...]]:
+    """The calls that make the bucket private, versioned and encrypted: what for, operation, words."""
+    place = f"LocationConstraint={storage.region}"
+    where = () if storage.region == "us-east-1" else ("--create-bucket-configuration", place)
     block = "BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true"
     rule = '{"Rules":[{"ApplyServerSideEncryptionByDefault":{"SSEAlgorithm":"AES256"}}]}'
-    missing = []
-    for what, operation, *words in (
+    return [
+        ("the bucket", "create-bucket", *where),
         ("blocking public access", "put-public-access-block", "--public-access-block-configuration", block),
         ("versioning", "put-bucket-versioning", "--versioning-configuration", "Status=Enabled"),
         ("encryption", "put-bucket-encryption", "--server-side-encryption-configuration", rule),
-    ):
+    ]
+
+
+def make_bucket(storage: Storage) -> list[str]:
+    """Make the bucket; what the storage cannot do, by name."""
+    missing = []
+    for what, operation, *words in bucket_calls(storage):
         try:
             s3(storage, operation, *words)
         except StorageError as error:
-            if error.code not in ("NotImplemented", "MethodNotAllowed", "501", "405"):
+            if error.code == "BucketAlreadyExists":
+                message = f"the bucket name {storage.bucket} is somebody else's"
+                raise StorageError(message, "choose another aws_sso.bucket", error.code) from None
+            if error.code in ("NotImplemented", "MethodNotAllowed", "501", "405"):
+                missing.append(what)
+            elif error.code != "BucketAlreadyOwnedByYou":
                 raise
-            missing.append(what)
     return missing
 
 
@@ -3189,6 +3250,7 @@ def docker_settings(config: Config) -> dict[str, str]:
     with contextlib.suppress(OSError):
         if not (folder / "contexts").is_symlink():
             (folder / "contexts").symlink_to(own / "contexts")
+            give_to_owner(folder / "contexts")
     path = folder / "config.json"
     if not path.is_file() or path.read_bytes() != text:
         write_whole(path, text)
@@ -3792,14 +3854,14 @@ def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
     return OK
 
 
-def write_profile(config: Config, path: Path) -> bool:
-    """Put the login profile into the AWS config from what config.yaml says; False if it says too little."""
+def profile_text(config: Config, path: Path) -> str:
+    """The AWS config file with the login profile that config.yaml describes; '' if it says too little."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     name, sections = config.aws_profile, set(re.findall(r"^\[(.+?)\]", text, re.MULTILINE))
     if f"profile {name}" in sections:
-        return True
+        return text
     if not (config.aws_start_url and config.aws_account_id and config.aws_role_name):
-        return False
+        return ""
     profile = {
         "sso_session": name,
         "sso_account_id": config.aws_account_id,
@@ -3815,9 +3877,24 @@ def write_profile(config: Config, path: Path) -> bool:
         if section not in sections:
             lines = [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
             text = f"{text.rstrip()}\n\n".lstrip() + "\n".join(lines)
-    private_folder(path.parent)
-    write_whole(path, text.encode())
-    return True
+    return text
+
+
+def write_profile(config: Config, path: Path) -> bool:
+    """Put the login profile into the AWS config; False if config.yaml says too little."""
+    text = profile_text(config, path)
+    if text and (not path.exists() or path.read_text(encoding="utf-8") != text):
+        private_folder(path.parent)
+        write_whole(path, text.encode())
+    return bool(text)
+
+
+DEVICE_CODE = "--use-device-code"
+
+
+def login_argvs(profile: str) -> tuple[list[str], list[str]]:
+    """`aws configure sso` and `aws sso login`."""
+    return ["aws", "configure", "sso", "--profile", profile], ["aws", "sso", "login", "--profile", profile]
 
 
 @forwarded
@@ -3825,19 +3902,18 @@ def cmd_login(args: argparse.Namespace, config: Config) -> int:
     """log in to AWS by single sign-on"""
     vault, profile, env = pod_vault(config), config.aws_profile, aws_environment()
     login_in_ram(vault)
-    ask = ["aws", "configure", "sso", "--profile", profile]
+    ask, sso = login_argvs(profile)
     if not write_profile(config, Path(env["AWS_CONFIG_FILE"])) and run_foreground(ask, env=env) != 0:
         raise StorageError(f"the profile {profile} was not set up", "tazpod login tries again")
     valid = ["aws", "configure", "export-credentials", "--profile", profile]
     if capture(valid, limit=CALL_LIMIT, env=env).code == 0:
         say(f"the login {profile} is still valid")
         return OK
-    sso = ["aws", "sso", "login", "--profile", profile]
     # The browser's answer could not come back into the container; older versions know no other way.
     # Asked by an option that none knows, so that nothing is done; all that is unknown is named.
-    probe = capture([*sso, "--use-device-code", "--tazpod-probe"], env=env)
+    probe = capture([*sso, DEVICE_CODE, "--tazpod-probe"], env=env)
     device = not re.search("Unknown options:.*--use-device-code", probe.err)
-    if run_foreground([*sso, *(["--use-device-code"] if device else [])], env=env) != 0:
+    if run_foreground([*sso, *((DEVICE_CODE,) if device else ())], env=env) != 0:
         raise StorageError(f"the login {profile} failed", "tazpod login tries again")
     say(f"logged in as {profile}")
     return OK
@@ -3854,13 +3930,16 @@ def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
     return OK
 
 
+def remote_key(args: argparse.Namespace) -> str:
+    """The key in the storage of what the person calls a version."""
+    return f"{HISTORY_PREFIX}{args.version.replace('.tar.aes', '')}.tar.aes" if args.version else LATEST_KEY
+
+
 @contextlib.contextmanager
 def chosen_version(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[Path]:
     """A sealed file by what the person calls it; without a name, the present one."""
     if args.remote:
-        key = (
-            f"{HISTORY_PREFIX}{args.version.replace('.tar.aes', '')}.tar.aes" if args.version else LATEST_KEY
-        )
+        key = remote_key(args)
         with syncing(vault) as path:
             if download(storage_of(config, vault), path, key) is None:
                 raise StorageError(
@@ -3942,6 +4021,204 @@ def cmd_config(args: argparse.Namespace) -> int:
     for name in (*config.aws_variables, *config.proxies):
         emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
     return OK
+
+
+# -- what --dry-run shows: nothing of this changes anything, and the words themselves are not run
+
+
+def line(*stages: Sequence[str]) -> str:
+    """One program, or a pipeline, as a shell takes it."""
+    return " | ".join(shlex.join(argv) for argv in stages)
+
+
+def _show_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    anew = getattr(args, "recreate", False)
+    if anew:
+        yield from _show_down(args, config)
+    yield from (line(step.argv) for step in up_steps(config, anew))
+    if args.word == "up":
+        yield line(guard_argv(config))
+
+
+def _show_enter(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    yield from _show_up(args, config)
+    container, terminal = find_container(config), on_terminal() and sys.stdout.isatty()
+    opened = bool(config.ghost_mode and container and container.running and vault_is_open(config))
+    lines = {
+        UNLOCK: [["unlock"]],
+        BOOTSTRAP: [["login"], ["pull", "vault"], ["unlock"]] if config.aws_named else [["unlock"]],
+        LEAVE: [["lock", "--leaving", "SESSION"]],
+    }
+    for step in plan_entry(State(config.ghost_mode, opened, has_sealed(host_vault(config)))):
+        for words in lines.get(step, ()):
+            yield line(exec_argv(config, ["tazpod", *words], terminal and step != LEAVE))
+        if step == SHELL:
+            yield line(shell_argv(config, terminal))
+
+
+def _show_down(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    container = find_container(config)
+    if container is None:
+        return
+    if container.status == "paused":
+        yield line(["docker", "unpause", config.container_name])
+    elif config.ghost_mode and container.running and vault_is_open(config):
+        words = ["lock", *(["--discard"] if getattr(args, "discard", False) else [])]
+        yield from _pod_lines(config, words, [])
+    yield from map(line, stop_argvs(config))
+
+
+def _show_build(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    yield line(build_argv(config))
+
+
+def _pod_lines(config: Config, words: Sequence[str], given: Sequence[str]) -> Iterator[str]:
+    terminal = not given and on_terminal() and sys.stdout.isatty()
+    yield line(exec_argv(config, ["tazpod", *words, *given], terminal))
+    container = find_container(config)
+    if container and container.running and is_installed(config, container):
+        result = capture(exec_argv(config, ["tazpod", "--dry-run", *words], terminal=False))
+        if result.code != 0:
+            raise TazpodError(f"the container could not be asked: {result.reason}")
+        yield from result.out.decode(errors="replace").splitlines()
+
+
+def in_the_pod(show: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+    """On the host: what gets the word into the pod, and then what it does there, if that can be asked."""
+
+    def forwarded_show(args: argparse.Namespace, config: Config) -> Iterator[str]:
+        if in_pod():
+            yield from show(args, config, pod_vault(config))
+            return
+        yield from _show_up(args, config)
+        given = ["--passphrase-fd", "0"] if getattr(args, "passphrase_fd", None) is not None else []
+        yield from _pod_lines(config, args.forward, given)
+
+    return forwarded_show
+
+
+def unseal_lines(path: Path, consumer: Sequence[str]) -> Iterator[str]:
+    """What opens a sealed file into a tar command; N, M: descriptors, DIR: an empty folder."""
+    if is_native(sealed_head(path)):
+        yield line(decrypt_argv("DIR", "N", "M"), [*consumer, "--file=-"])
+        return
+    yield from (line(argv) for argv in (cms_wrap_argv(), cms_wrap_argv(), cms_decrypt_argv()))
+    yield line([*consumer, "--gzip", "--file=-"])
+
+
+@in_the_pod
+def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    if is_open(vault):
+        return
+    ram = line(as_root(tmpfs_argv(vault.transit, vault.size)))
+    yield from (ram, line(as_root(["umount", str(vault.transit)])), ram)
+    if has_sealed(vault):
+        yield from unseal_lines(vault.sealed, unpack_argv("/dev/fd/N"))
+    for name in vault.binds:
+        if mounted_at(vault.home / name):
+            yield line(as_root(["umount", str(vault.home / name)]))
+        yield line(as_root(["mount", "--bind", str(vault.transit / name), str(vault.home / name)]))
+    yield line(as_root(["mount", "--move", str(vault.transit), str(vault.mount)]))
+    yield line([POD_LAUNCHER, GUARD_WORD])
+
+
+@in_the_pod
+def _show_save(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    yield from _save_lines(args, vault)
+
+
+def _save_lines(args: argparse.Namespace, vault: Vault) -> Iterator[str]:
+    if not is_open(vault):
+        raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
+    always = args.word == "passwd" or getattr(args, "force", False) or not sealed_digest(vault)
+    if always or survey(vault.mount).digest != read_state(vault).get("tree"):
+        yield line(pack_argv(vault.mount, "N"), encrypt_argv("DIR", "M"))
+        yield line(decrypt_argv("DIR", "N", "M"), [*compare_argv(vault.mount), "--file=-"])
+
+
+@in_the_pod
+def _show_lock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    if not is_open(vault):
+        return
+    if not args.discard:
+        yield from _save_lines(args, vault)
+    yield line(as_root(["mount", "--move", str(vault.mount), str(vault.transit)]))
+    mount = mounted_at(vault.mount)
+    places = [place for place in mounts_of(mount.device if mount else "") if place != str(vault.mount)]
+    for place in (*places, str(vault.transit)):
+        yield line(as_root(["umount", place]))
+
+
+@in_the_pod
+def _show_read(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    if args.remote:
+        yield line(s3_argv(storage_of(config, vault), "get-object", "--key", remote_key(args), "FILE"))
+        return
+    with chosen_version(args, config, vault) as path:
+        yield from unseal_lines(path, LIST)
+
+
+@in_the_pod
+def _show_push(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    storage, digest = storage_of(config, vault), sealed_digest(vault)
+    present = head(storage)
+    if present and present.digest == digest:
+        return
+    if present:
+        key, taken = version_for(storage, present)
+        if key not in taken:
+            yield line(s3_argv(storage, "copy-object", *copy_words(storage, present, key)))
+    yield line(s3_argv(storage, "put-object", *put_words("FILE", digest, present, "ID")))
+
+
+@in_the_pod
+def _show_pull(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    yield line(s3_argv(storage_of(config, vault), "get-object", "--key", LATEST_KEY, "FILE"))
+
+
+def _show_pull_image(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    if args.what == "vault":
+        yield from _show_pull(args, config)
+    else:
+        yield line(["docker", "pull", config.image])
+
+
+@in_the_pod
+def _show_setup_storage(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    storage = storage_of(config, vault)
+    calls = [words[1:] for words in bucket_calls(storage)]
+    for condition in PROBES:
+        calls += [("put-object", *PROBE), ("put-object", *PROBE, *condition)]
+    yield from (line(s3_argv(storage, *words)) for words in (*calls, ("delete-object", *PROBE)))
+
+
+@in_the_pod
+def _show_login(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    if mounted_at(vault.home / ".aws") is None:
+        yield line(as_root(tmpfs_argv(vault.home / ".aws", "1m")))
+    ask, sso = login_argvs(config.aws_profile)
+    if not profile_text(config, Path(aws_environment()["AWS_CONFIG_FILE"])):
+        yield line(ask)
+    yield line([*sso, DEVICE_CODE])
+
+
+# A word that is not here changes nothing, and is run as ever.
+SHOWN: dict[str, Callable[..., Iterator[str]]] = {
+    "up": _show_up,
+    "enter": _show_enter,
+    "down": _show_down,
+    "build": _show_build,
+    "unlock": _show_unlock,
+    "save": _show_save,
+    "passwd": _show_save,
+    "lock": _show_lock,
+    "verify": _show_read,
+    "restore": _show_read,
+    "push": _show_push,
+    "pull": _show_pull_image,
+    "setup-storage": _show_setup_storage,
+    "login": _show_login,
+}
 
 
 def cmd_guard(args: argparse.Namespace) -> int:
@@ -4044,6 +4321,7 @@ HELP_TAIL = """\
 Options
   --yes             answer yes to every question
   --debug           print every command that is run; show tracebacks
+  --dry-run         print the commands that would change something, in order; run none of them
   --help, -h        also after a word: tazpod unlock --help
   --version, -v
 
@@ -4078,7 +4356,7 @@ def make_parser(word: Word) -> argparse.ArgumentParser:
         prog=f"tazpod {word.name}",
         description=summary[:1].upper() + summary[1:] + ".",
         allow_abbrev=False,
-        epilog="--yes and --debug work with every word.",
+        epilog="--yes, --debug and --dry-run work with every word.",
     )
     for names, settings in word.options:
         hidden = {"help": argparse.SUPPRESS} if settings.get("help") == HIDDEN else {}
@@ -4121,8 +4399,8 @@ def dispatch(argv: Sequence[str]) -> int:
         if item == "--":
             words += argv[number:]
             break
-        if item in ("--yes", "--debug"):
-            setattr(OPTIONS, item[2:], True)
+        if item in ("--yes", "--debug", "--dry-run"):
+            setattr(OPTIONS, item[2:].replace("-", "_"), True)
         else:
             words.append(item)
     words = ALIASES.get(words[0], words[:1]) + words[1:] if words else ["enter"]
@@ -4139,7 +4417,11 @@ def dispatch(argv: Sequence[str]) -> int:
     args.word, args.forward = word.name, forward_words(word, args)
     if word.host_only and in_pod():
         raise UsageError(f"{word.name} is for the host; this is inside the container")
-    return word.run(args)
+    if not OPTIONS.dry_run or word.name not in SHOWN:
+        return word.run(args)
+    for text in SHOWN[word.name](args, the_project()):
+        emit(text)
+    return OK
 
 
 def find_word(name: str) -> Word:

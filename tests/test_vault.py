@@ -746,7 +746,7 @@ def outcome_of(data: bytes, folder: Path, number: int) -> str:
     try:
         fd = tazpod.open_sealed_file(path)
         try:
-            tazpod.unseal(fd, PASSPHRASE, ["tar", *tazpod.UNPACK, "--directory", str(out)])
+            tazpod.unseal(fd, PASSPHRASE, tazpod.unpack_argv(out))
         finally:
             os.close(fd)
         return "opened"

@@ -1,0 +1,110 @@
+"""What --dry-run shows is what the same word then runs, in that order; and it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import enginelib
+import pytest
+from enginelib import PASSPHRASE, Place, docker
+
+import tazpod
+
+place, lab = enginelib.place, enginelib.lab
+template = enginelib.template
+pytestmark = pytest.mark.engine
+
+# Calls that only look.
+LOOKS = re.compile(
+    r"docker (container |network |image )?inspect |docker exec \S+ mountpoint |docker exec \S+ bash -c"
+    r"|openssl enc .*--tazpod-probe|aws configure export-credentials|aws sso login .*--tazpod-probe"
+)
+# What differs from one run to the next: descriptors, folders made for one call, sessions.
+VOLATILE = (
+    (r"(--passphrase-fd|--status-fd) \w+", r"\1 N"),
+    (r"--homedir \S+", "--homedir DIR"),
+    (r"/dev/fd/\w+", "/dev/fd/N"),
+    (r"--leaving \w+", "--leaving SESSION"),
+    (r"--debug ", ""),
+)
+
+
+def plain(line: str) -> str:
+    for pattern, text in VOLATILE:
+        line = re.sub(pattern, text, line)
+    return line
+
+
+def shown(place: Place, *words: str, passphrase: str | None = None) -> list[str]:
+    """What --dry-run prints, a program a line; nothing of the project may have changed."""
+
+    def state() -> object:
+        files = {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in place.folder.rglob("*")}
+        return files, docker("ps", "-a", "--filter", f"name={place.name}", "--format", "{{.ID}} {{.State}}")
+
+    before = state()
+    done = place.run("--dry-run", *words, passphrase=passphrase)
+    assert done.returncode == 0, done.stderr
+    assert state() == before
+    return [plain(stage) for line in done.stdout.splitlines() for stage in line.split(" | ")]
+
+
+def ran(place: Place, *words: str, passphrase: str | None = None) -> list[str]:
+    """The programs that a real run says with --debug that it runs, on both sides, without those that look."""
+    done = place.run("--debug", *words, passphrase=passphrase)
+    assert done.returncode == 0, done.stderr
+    lines = [line[2:] for line in done.stderr.splitlines() if line.startswith("+ ")]
+    return [plain(line) for line in lines if not LOOKS.search(line)]
+
+
+def test_the_life_of_a_project(place: Place) -> None:
+    place.init("network.mtu: 1300", "hooks.post_up: 'true'")
+    docker("network", "rm", tazpod.network_name(1300), check=False)
+    for words, passphrase in (
+        (["up"], None),
+        (["unlock"], PASSPHRASE),
+        (["save", "--force"], None),
+        (["save"], None),
+        (["lock"], None),
+        (["verify"], PASSPHRASE),
+        (["unlock"], PASSPHRASE),
+        (["passwd"], "another passphrase"),
+        (["up", "--recreate"], None),
+        (["unlock"], "another passphrase"),
+        (["lock", "--discard"], None),
+        (["down"], None),
+        (["unlock"], "another passphrase"),
+        (["down", "--discard"], None),
+    ):
+        there = docker("ps", "-q", "--filter", f"name={place.name}")
+        expected, real = (look(place, *words, passphrase=passphrase) for look in (shown, ran))
+        if not there:  # nobody can say yet what happens in it
+            real = [line for line in real if line.startswith("docker ")]
+        assert expected == real, words
+    docker("network", "rm", tazpod.network_name(1300))
+
+
+def test_a_vault_of_go_tazpod(lab: Place) -> None:
+    data = Path(__file__).parent / "data/go-vault"
+    passphrase = json.loads((data / "manifest.json").read_text())["vaults"]["vault1.tar.aes"]["passphrase"]
+    lab.sealed.write_bytes((data / "vault1.tar.aes").read_bytes())
+    expected = shown(lab, "unlock", passphrase=passphrase)
+    assert [shlex.split(line)[0] for line in expected].count("openssl") == 3
+    assert expected == ran(lab, "unlock", passphrase=passphrase)
+    lab.ok("lock", "--discard")
+
+
+def test_entering(lab: Place) -> None:
+    lines = shown(lab)
+    assert [shlex.split(line)[-1] for line in lines] == [
+        "tazpod unlock",
+        "/bin/bash",
+        "tazpod lock --leaving SESSION",
+    ]
+
+
+def test_words_that_change_nothing_are_run(lab: Place) -> None:
+    assert "openpgp" in lab.ok("--dry-run", "history")
