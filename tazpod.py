@@ -843,7 +843,7 @@ def _read_value(name: str, key: Key, node: Any) -> Any:
         if not node.value.isdigit() or int(node.value) > key.most:
             raise ValueError(f"must be a whole number from 0 to {key.most}")
         return int(node.value)
-    return _legal(key, node.value)
+    return _legal(key, "off" if tag == "bool" and node.value.lower() in ("false", "no") else node.value)
 
 
 def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:

@@ -1,0 +1,244 @@
+"""What a container is made from, on a real engine, and when it is out of date."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import enginelib
+import pytest
+from enginelib import IMAGE, PASSPHRASE, SECRET, Place, docker, unique
+
+import tazpod
+
+place, lab, project_with_vault = enginelib.place, enginelib.lab, enginelib.project_with_vault
+template = enginelib.template
+pytestmark = pytest.mark.engine
+
+
+def remove_network(mtu: int) -> None:
+    docker("network", "rm", tazpod.network_name(mtu), check=False)
+
+
+# -- the network
+
+
+def behind(mtu: int, place: Place) -> None:
+    """From now on the tazpod of `place` runs on a host whose only way out is a real interface of that MTU."""
+    script = f"""
+        ip link add way0 mtu {mtu} type veth peer name way1 && ip addr add 192.0.2.7/24 dev way0 &&
+        ip link set way0 up && ip link set way1 up && ip route add default via 192.0.2.1 && exec "$@"
+    """
+    place.argv = ["unshare", "--net", "bash", "-c", script, "-", *place.argv]
+
+
+def mtu_inside(place: Place) -> int:
+    return int(place.reads("cat /sys/class/net/eth0/mtu"))
+
+
+def test_behind_a_narrow_route_the_container_gets_its_mtu(place: Place) -> None:
+    remove_network(1280)
+    place.init()
+    behind(1280, place)
+    place.ok("up")
+    assert mtu_inside(place) == 1280
+    place.ok("down")
+    place.ok("up")  # the network is there now, and is used again
+    assert mtu_inside(place) == 1280
+    place.ok("down")
+    remove_network(1280)
+
+
+def test_a_container_made_before_the_route_was_narrow_is_told(place: Place) -> None:
+    remove_network(1290)
+    place.init("network.mtu: off").ok("up")
+    assert mtu_inside(place) == 1500
+    place.configure("network.mtu: auto")
+    behind(1290, place)
+    said = place.ok("up")
+    assert "the network: its MTU is 1500, the way to the internet takes 1290; tazpod up --recreate" in said
+    place.ok("up", "--recreate")
+    assert mtu_inside(place) == 1290
+    assert "older than" not in place.ok("up")
+    place.ok("down")
+    remove_network(1290)
+
+
+def test_an_mtu_may_be_given(place: Place) -> None:
+    remove_network(1333)
+    place.init("network.mtu: 1333").ok("up")
+    assert mtu_inside(place) == 1333
+    place.ok("down")
+    remove_network(1333)
+
+
+# -- ports, mounts, environment, arguments, hooks, shell
+
+
+def test_all_that_a_config_may_ask_for(place: Place) -> None:
+    (place.home / "shared dir").mkdir()
+    (place.home / "shared dir/file").write_text("from home")
+    place.init(
+        "ports: ['127.0.0.1:0:8000']",
+        "mounts: ['~/shared dir:/shared:ro', './sub:/sub']",
+        "env: {PLAIN: 'a b', FROM_HOST: null, LANG: C}",
+        "docker.args: [--hostname, lead, --label=some=thing]",
+        "hooks.post_up: 'echo up in $PWD >> /workspace/hooked; false'",
+        "shell: /bin/sh",
+    )
+    (place.folder / "sub").mkdir()
+    done = place.run("up", FROM_HOST="of the host", HTTPS_PROXY="http://proxy.example:3128", no_proxy="x")
+    assert done.returncode == 0 and "hooks.post_up ended with status 1" in done.stderr
+    assert place.reads("echo $PLAIN-$FROM_HOST-$HTTPS_PROXY-$no_proxy") == (
+        "a b-of the host-http://proxy.example:3128-x"
+    )
+    assert place.reads("cat /shared/file; echo; hostname") == "from home\nlead"
+    assert place.inside("touch /shared/x").returncode != 0
+    place.reads("touch /sub/made")
+    assert (place.folder / "sub/made").exists()
+    assert (place.folder / "hooked").read_text() == "up in /workspace\n"
+    docker("exec", "-d", place.name, "python3", "-m", "http.server", "-d", "/shared", "8000")
+    (port,) = json.loads(docker("inspect", place.name))[0]["NetworkSettings"]["Ports"]["8000/tcp"]
+    address = f"http://127.0.0.1:{port['HostPort']}/file"
+    enginelib.eventually(lambda: reads(address) == b"from home", "the port answers")
+    place.ok("up")
+    assert (place.folder / "hooked").read_text().count("up") == 1  # it was running
+    docker("stop", "-t", "0", place.name)
+    done = place.run(data="echo $0 $$")
+    assert done.stdout == f"/bin/sh {done.stdout.split()[1]}\n"
+    assert (place.folder / "hooked").read_text().count("up") == 2
+
+
+def reads(address: str) -> bytes:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=5) as page:
+            return bytes(page.read())
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    "mount, complaint",
+    [
+        ("./nowhere:/x", "there is no such file or folder"),
+        ("/tmp:/workspace", "taken by /workspace"),
+        ("/tmp:/home/tazpod/secrets/sub", "taken by /home/tazpod/secrets"),
+        ("/tmp:/home", "taken by /home/tazpod/secrets"),
+        ("/tmp:/home/tazpod/../tazpod/.aws", "taken by /home/tazpod/.aws"),
+        ("/tmp:/opt/tazpod/plumbum", "taken by /opt/tazpod"),
+    ],
+)
+def test_a_mount_that_would_do_harm_is_refused(mount: str, complaint: str, place: Place) -> None:
+    done = place.init(f"mounts: ['{mount}']").run("up")
+    assert done.returncode == 2 and complaint in done.stderr
+    assert docker("ps", "-aq", "--filter", f"name={place.name}") == ""
+
+
+def test_a_run_that_fails_leaves_no_container_of_the_old_config(place: Place) -> None:
+    place.init("docker.args: [--runtime=none-such]")
+    assert place.run("up").returncode == 1
+    place.configure("docker.args: []")
+    place.ok("up")
+    assert json.loads(docker("inspect", place.name))[0]["HostConfig"]["Runtime"] != "none-such"
+
+
+# -- out of date
+
+
+def test_what_the_config_changed_since_is_told_at_entry_and_mended(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    lab.reads("echo more > ~/secrets/more")
+    lab.configure("env: {ADDED: yes}")
+    lab.configure("ports: []")
+    try:
+        done = lab.run(data="true")
+        assert "the container is older than the config: env changed; tazpod up --recreate" in done.stderr
+        lab.ok("unlock", passphrase=PASSPHRASE)
+        lab.reads("echo most > ~/secrets/most")
+        said = lab.ok("up", "--recreate")
+        assert "saved (" in said and "older than" not in said
+        assert lab.reads("echo $ADDED") == "true"
+        lab.ok("unlock", passphrase=PASSPHRASE)
+        assert lab.reads("cat ~/secrets/kept ~/secrets/more ~/secrets/most").split() == [
+            SECRET,
+            "more",
+            "most",
+        ]
+    finally:
+        lab.configure("env: {}")
+        lab.ok("up", "--recreate")
+
+
+def test_a_newer_image_and_another_one_are_told(place: Place) -> None:
+    tag = place.build(f"FROM {IMAGE}\nLABEL build=1\n")
+    place.init()
+    place.configure(f"image: {tag}")
+    assert "older than" not in place.ok("up")
+    docker("build", "-t", tag, "-", data=f"FROM {IMAGE}\nLABEL build=2\n".encode())
+    assert f"older than the image: there is a newer {tag};" in place.ok("up")
+    place.configure(f"image: {IMAGE}")
+    assert f"older than the image: it was made from {tag};" in place.ok("up")
+    place.ok("up", "--recreate")
+    assert "older than" not in place.ok("up")
+    assert docker("inspect", "-f", "{{.Config.Image}}", place.name).strip() == IMAGE
+
+
+def test_recreating_refuses_when_the_vault_cannot_be_saved(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    lab.reads("rm ~/secrets/.vault_pass; echo unsaved > ~/secrets/new")
+    made = docker("inspect", "-f", "{{.Id}}", lab.name)
+    done = lab.run("up", "--recreate")
+    assert done.returncode == 1 and "so the container stays" in done.stderr
+    assert docker("inspect", "-f", "{{.Id}}", lab.name) == made
+    assert lab.reads("cat ~/secrets/new") == "unsaved"
+
+
+# -- names
+
+
+def test_projects_in_folders_of_one_name_live_side_by_side(tmp_path: Path) -> None:
+    folder = unique()
+    places = []
+    for parent in ("one", "two"):
+        (tmp_path / parent).mkdir()
+        places.append(Place(tmp_path / parent, folder))
+    for place in places:
+        place.env["XDG_STATE_HOME"] = str(tmp_path / "state")
+        place.ok("init", "--image", IMAGE)
+        place.name = tazpod.load_config(place.folder).container_name
+    try:
+        assert [place.name for place in places] == [f"{folder}-lab", f"two-{folder}-lab"]
+        for place in places:
+            place.ok("up")
+            assert place.reads("echo $HOST_CWD") == str(place.folder)
+    finally:
+        for place in places:
+            place.clean_up()
+
+
+# -- keys
+
+
+def test_ctrl_p_reaches_the_shell_at_once(lab: Place) -> None:
+    person = lab.enter()
+    person.sh("stty -icanon -echo min 1; true")
+    person.types("od -An -tx1 -N1; echo rea''ding >/dev/null")
+    person.child.send("\x10")
+    person.sees("10\r\n")
+    assert person.leaves() == 0
+
+
+def test_whoever_set_keys_to_detach_keeps_them(lab: Place) -> None:
+    folder = lab.home / ".docker"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text('{"detachKeys": "ctrl-x,x"}')
+    try:
+        person = lab.enter()
+        person.child.send("\x18x")
+        person.sees("read escape sequence")
+        person.ends()
+    finally:
+        (folder / "config.json").unlink()
+        subprocess.run([*lab.argv, "lock", "--discard"], cwd=lab.folder, env=lab.env, check=False)
