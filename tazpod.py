@@ -25,7 +25,8 @@ It runs on two sides: on the host (container, shell) and, put into the container
 as the pod (vault).  A vault word typed on the host is forwarded to the pod.
 
 Exit status: 0 done; 1 failed; 2 wrong usage or config; 127 a program is missing;
-130 interrupted; `pull` gives 3 when the storage holds no vault, `enter` the shell's own.
+130 interrupted; `pull` gives 3 when the storage holds no vault, `enter` and `run` give the
+shell's or the command's own.
 """
 
 from __future__ import annotations
@@ -209,6 +210,10 @@ case $- in *i*)
   fi ;;
 esac
 """
+
+# What `run` starts: it ties itself to the session of its host side as the shell does, and goes on as
+# the command under the same process number.
+CLAIM = 'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0"); exec bash -lc "$1"'
 
 # ── 1. errors ─────────────────────────────────────────────────────────────────────────────
 
@@ -600,6 +605,7 @@ def run_foreground(
     argv: Sequence[str],
     *,
     stdin: int | None = None,
+    stdout: int | None = None,
     cwd: Path | None = None,
     own_session: bool = False,
     env: Mapping[str, str] | None = None,
@@ -619,11 +625,12 @@ def run_foreground(
     with contextlib.suppress(termios.error, OSError, ValueError):
         settings = termios.tcgetattr(0)
     # Not SIG_IGN: exec would hand that down, and nothing in the shell could be interrupted.
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    interrupts: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     processes: list[Any] = []
     try:
         process = spawn(
-            argv, stdin=stdin, stdout=None, stderr=talk, cwd=cwd, start_new_session=own_session, env=env
+            argv, stdin=stdin, stdout=stdout, stderr=talk, cwd=cwd, start_new_session=own_session, env=env
         )
         processes.append(process)
         if after_start:
@@ -642,6 +649,8 @@ def run_foreground(
         if settings is not None:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSADRAIN, settings)
+    if interrupts and code == 0 and not own_session:
+        return INTERRUPTED  # docker gives 0 for a command that it has left behind
     return code if code >= 0 else 128 - code
 
 
@@ -1156,19 +1165,24 @@ def shell_argv(config: Config, terminal: bool = True) -> list[str]:
     return [*bash, "-c", f"TAZPOD_CLAIM=1 . {POD_TOOL}/bashrc; exec {shlex.quote(config.shell)}"]
 
 
-def exec_argv(config: Config, words: Sequence[str], terminal: bool = True) -> list[str]:
+def exec_argv(
+    config: Config, words: Sequence[str], terminal: bool = True, folder: str = WORKSPACE, claim: str = ""
+) -> list[str]:
     """docker-exec(1) of a command for the operator inside."""
-    return exec_line_argv(config, shlex.join(words), terminal)
+    return exec_line_argv(config, shlex.join(words), terminal, folder, claim)
 
 
-def exec_line_argv(config: Config, line: str, terminal: bool = True) -> list[str]:
-    """docker-exec(1) of a line for the operator's shell."""
+def exec_line_argv(
+    config: Config, line: str, terminal: bool = True, folder: str = WORKSPACE, claim: str = ""
+) -> list[str]:
+    """docker-exec(1) of a line for the operator's shell, which may claim a session by a file."""
     return [
         *_exec_options(config, terminal),
         *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}"),
         *_named("-e", config.aws_variables),
-        *("-w", WORKSPACE),
-        *(config.container_name, "bash", "-lc", line),
+        *("-w", folder, config.container_name),
+        *(("bash", "-c", CLAIM, claim) if claim else ("bash", "-lc")),
+        line,
     ]
 
 
@@ -2964,7 +2978,8 @@ def make_bucket(storage: Storage) -> list[str]:
 # Each `enter` holds a flock on a file under .tazpod/run, which the pod sees through the mount:
 # however the host side dies, the lock falls.  The file is <id>.lease until the shell is about
 # to start, then <id>.session; the shell claims it by writing <id>.shell (see BASH_HOOK).  It is
-# <id>.leaving while the vault is saved and locked after the shell.
+# <id>.leaving while the vault is saved and locked after the shell, and
+# <id>.visit for a `run` in a vault that no session opened: nothing is locked after that.
 
 
 class State(NamedTuple):
@@ -3018,9 +3033,9 @@ class Session:
     def __init__(self, folder: Path, name: str, fd: int, path: Path) -> None:
         self.folder, self.id, self.fd, self.path = folder, name, fd, path
 
-    def starting(self) -> None:
-        """Let the next shell claim this session."""
-        target = self.folder / f"{self.id}.session"
+    def become(self, kind: str) -> None:
+        """Say how far this session is: `session` lets the next shell claim it."""
+        target = self.folder / f"{self.id}.{kind}"
         os.rename(self.path, target)
         self.path = target
 
@@ -3031,9 +3046,10 @@ class Session:
         while not claim.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def close(self) -> None:
-        """Take the session's files away."""
-        for path in (self.path, *(self.folder / f"{self.id}.{kind}" for kind in ("shell", "leaving"))):
+    def close(self, *, cut: bool = False) -> None:
+        """Take the session's files away; when it was `cut` off they tell the guard what to end."""
+        kinds = () if cut else ("shell", "leaving")
+        for path in (*(() if cut else (self.path,)), *(self.folder / f"{self.id}.{kind}" for kind in kinds)):
             with contextlib.suppress(OSError):
                 path.unlink()
         os.close(self.fd)
@@ -3057,7 +3073,7 @@ def is_alive(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once do not see each other
         return False
     except BlockingIOError:
         return True
@@ -3067,8 +3083,14 @@ def is_alive(path: Path) -> bool:
 
 def sessions(folder: Path) -> dict[str, Path]:
     """The leases in a run folder, by session; in the order in which they are renamed."""
-    kinds = ("lease", "session", "leaving")
+    kinds = ("lease", "session", "visit", "leaving")
     return {path.stem: path for kind in kinds for path in folder.glob(f"*.{kind}")}
+
+
+def live_sessions(folder: Path) -> int:
+    """How many sessions use the vault: none that is leaving, no visit."""
+    kinds = (".lease", ".session")
+    return sum(path.suffix in kinds and is_alive(path) for path in sessions(folder).values())
 
 
 # -- the vault and its copy in the storage
@@ -3218,12 +3240,14 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
 # -- in and out
 
 
-def pod_command(config: Config, words: Sequence[str], passphrase: bytes | None = None) -> int:
+def pod_command(
+    config: Config, words: Sequence[str], passphrase: bytes | None = None, stdout: int | None = None
+) -> int:
     """Run a word of ours in the pod, on this terminal if there is one; its exit status."""
     flags = [flag for flag, on in (("--debug", OPTIONS.debug), ("--yes", OPTIONS.yes)) if on]
     command = ["tazpod", *flags, *words]
-    if passphrase is None and on_terminal() and sys.stdout.isatty():
-        return run_foreground(exec_argv(config, command))
+    if passphrase is None and on_terminal() and os.isatty(1 if stdout is None else stdout):
+        return run_foreground(exec_argv(config, command), stdout=stdout)
     if passphrase is None:  # our standard input is not for the pod
         with open(os.devnull, "rb") as nothing:
             return run_foreground(exec_argv(config, command, terminal=False), stdin=nothing.fileno())
@@ -3262,7 +3286,7 @@ def open_shell(config: Config, session: Session) -> int:
     with contextlib.ExitStack() as starting:
         path = config.run_folder / "enter.lock"
         starting.enter_context(locked_file(path, "opening a shell"))
-        session.starting()
+        session.become("session")
 
         def claimed(process: Any) -> None:
             session.wait_claimed(process)
@@ -3367,6 +3391,45 @@ def leave_and_tell(config: Config, session: Session, interrupted: bool, code: in
     return code or FAILED
 
 
+def run(config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None) -> int:
+    """A command in the pod, with the vault if it is open or may be opened; the command's exit status.
+
+    A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
+    by `unlock` alone stays open.
+    """
+    ensure_up(config)
+    shared = live_sessions(config.run_folder) > 0
+    session = open_session(config)
+    code, cut = FAILED, True
+    try:
+        state = observe(config)
+        if state.ghost and state.sealed and not state.open:
+            if passphrase or (on_terminal() and confirm("The vault is locked. Unlock it?")):
+                shared = True
+                code = pod_command(config, ["unlock"], passphrase, stdout=2)
+                if code != 0:
+                    cut = False
+                    return code
+            else:
+                say("the vault is locked, and the command runs without it")
+        if not shared:
+            session.become("visit")
+        claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.shell"
+        terminal = on_terminal() and os.isatty(1)
+        code = run_foreground(exec_argv(config, words, terminal, folder, claim))
+        cut = code >= 128  # a docker that was ended leaves the command behind
+    finally:
+        try:
+            if shared:
+                session.become("leaving")
+                if not live_sessions(config.run_folder):
+                    code = leave_and_tell(config, session, cut, code)
+                    cut = False
+        finally:
+            session.close(cut=cut)
+    return code
+
+
 # ── 9. guard ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -3401,7 +3464,7 @@ def hang_up(folder: Path, session: str) -> None:
         if shell is None:
             return
         with contextlib.suppress(OSError):
-            os.kill(shell.pid, number)
+            os.killpg(shell.pid, number)  # what docker exec starts leads a group
         deadline = time.monotonic() + 2
         while shell_of(folder, session) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -3422,9 +3485,9 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
         hang_up(folder, leaving)
     for name, path in sessions(folder).items():
         if is_alive(path):
-            alive += path.suffix != ".leaving"
+            alive += path.suffix not in (".leaving", ".visit")
             continue
-        dead += 1
+        dead += path.suffix != ".visit"
         hang_up(folder, name)
         for file in (path, folder / f"{name}.shell"):
             with contextlib.suppress(OSError):
@@ -3511,8 +3574,10 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
     overdue = config.vault_autolock and idle > config.vault_autolock * 60
     if watch.pending or overdue:
         leaving = [] if overdue else ["--leaving=guard"]  # pushes as well, as the last session would
-        if now >= watch.retry and not by_child(log, "lock", *leaving):
-            watch.delay = min(watch.delay * 2, 60.0)
+        if now >= watch.retry:
+            # Locked: an unlock that comes before the next look is another vault.
+            watch.pending = not by_child(log, "lock", *leaving)
+            watch.delay = min(watch.delay * 2, 60.0) if watch.pending else 1.0
         watch.retry = max(watch.retry, now + watch.delay)
     elif config.sync_interval and now >= watch.cycle:
         try:
@@ -3614,6 +3679,17 @@ def cmd_enter(args: argparse.Namespace) -> int:
             raise TazpodError(f"there is no TazPod project at or above {here}", "tazpod init")
         init_project(here)
     return enter(the_project())
+
+
+def cmd_run(args: argparse.Namespace) -> int:
+    """run a command in the container, in this folder of it; its exit status"""
+    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not words:
+        raise UsageError("there is no command to run", "tazpod run -- ls -la")
+    config = the_project()
+    passphrase = None if args.passphrase_fd is None else read_passphrase(args.passphrase_fd)
+    below = Path.cwd().relative_to(config.project)
+    return run(config, words, str(WORKSPACE / below), passphrase)
 
 
 def cmd_up(args: argparse.Namespace) -> int:
@@ -4272,6 +4348,7 @@ KEEP_MINE = option("--keep-mine", action="store_true", help="put theirs into the
 TAKE_THEIRS = option("--force", action="store_true", help="take theirs, and put mine into the history")
 OVERWRITE = option("--force", action="store_true", help="replace theirs, which goes to the history there")
 REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
+COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
     "version", nargs="?", default="", help="an earlier one, as `tazpod history` names it"
@@ -4280,6 +4357,7 @@ PERHAPS_VERSION = option(
 WORDS: dict[str, tuple[Word, ...]] = {
     "Every day": (
         Word("enter", cmd_enter, host_only=True),
+        Word("run", cmd_run, (PASSPHRASE_FD, COMMAND_WORDS), host_only=True),
         Word("unlock", cmd_unlock, (PASSPHRASE_FD,)),
         Word("save", cmd_save, (FORCE,)),
         Word("lock", cmd_lock, (DISCARD, LEAVING)),
@@ -4332,7 +4410,7 @@ Files of a project
 
 Exit status
   0 done   1 failed   2 wrong usage or config   127 a program is missing   130 interrupted
-  pull gives 3 when the storage holds no vault; enter gives the shell's own.
+  pull gives 3 when the storage holds no vault; enter and run give the shell's or command's own.
 """
 
 
@@ -4396,7 +4474,9 @@ def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
     words: list[str] = []
     for number, item in enumerate(argv):
-        if item == "--":
+        # What follows the first word of run's command is not for us.
+        command = words[:1] == ["run"] and item[:1] != "-" and words[-1] != "--passphrase-fd"
+        if item == "--" or command:
             words += argv[number:]
             break
         if item in ("--yes", "--debug", "--dry-run"):

@@ -195,7 +195,7 @@ class Place:
             read_end, write_end = os.pipe()
             os.write(write_end, passphrase.encode() + b"\n")
             os.close(write_end)
-            words, fds = (*words, "--passphrase-fd", str(read_end)), (read_end,)
+            words, fds = (words[0], "--passphrase-fd", str(read_end), *words[1:]), (read_end,)
         try:
             return subprocess.run(
                 [*self.argv, *words],

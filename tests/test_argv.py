@@ -186,16 +186,15 @@ class Script:
         self.fp, self.expected = fp, []
 
     def call(self, argv, out="", err="", code=0, **options):
-        pattern = [self.fp.program(argv[0]), *argv[1:]]
-        if "<session>" in argv[-1]:
-            pattern[-1] = self.fp.any(min=1, max=1)
+        words = [self.fp.any(min=1, max=1) if "<session>" in word else word for word in argv[1:]]
+        pattern = [self.fp.program(argv[0]), *words]
         self.fp.register(pattern, stdout=out, stderr=err, returncode=code, **options)
         self.expected.append(list(argv))
 
     def calls(self):
         made = [[Path(argv[0]).name, *argv[1:]] for argv in self.fp.calls]
         return [
-            [re.sub(r"--leaving [0-9a-f]{16}$", "--leaving <session>", word) for word in argv]
+            [re.sub(r"(--leaving |/run/)[0-9a-f]{16}", r"\1<session>", word) for word in argv]
             for argv in made
         ]
 
@@ -755,6 +754,49 @@ def test_a_container_that_went_away_is_told(now, script, project, installed, cap
     script.call(INSPECT, **(answer(now, project) if now == "exited" else now))
     assert script.play() == 137
     assert errors(capfd).startswith("the container project-lab is gone; so is what was in the open vault")
+
+
+# -- run
+
+
+def run_in_pod(line, terminal=False, folder="/workspace"):
+    claim = ("bash", "-c", tazpod.CLAIM, "/workspace/.tazpod/run/<session>.shell", line)
+    return ("docker", "exec", "-it" if terminal else "-i", "-e", AWS, "-w", folder, NAME, *claim)
+
+
+@pytest.mark.parametrize("words", [["ls", "-la"], ["--", "ls", "-la"]])
+def test_run_in_a_vault_that_is_open_is_one_exec(words, script, project, installed, monkeypatch):
+    (project / "a b").mkdir()
+    monkeypatch.chdir(project / "a b")
+    warm(script, project, opened=True)
+    script.call(run_in_pod("ls -la", folder="/workspace/a b"), code=42)
+    assert script.play("run", *words) == 42
+    assert sorted(path.name for path in installed.parent.iterdir()) == ["pod.json", "up.lock"]
+
+
+@pytest.mark.parametrize("typed, unlock, status", [("y\n", 0, 5), ("y\n", 1, 1), ("n\n", None, 5)])
+def test_run_opens_a_locked_vault_first_and_leaves_it_after(
+    *, typed, unlock, status, script, project, installed
+):
+    (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
+    warm(script, project, opened=False)
+    if unlock is not None:
+        script.call(pod("tazpod unlock", terminal=True), code=unlock)
+    if not unlock:
+        script.call(run_in_pod("true", terminal=True), code=5)
+    if unlock is not None:
+        script.call(LEAVE)
+    with terminal() as person:
+        person.type(typed)
+        assert script.play("run", "true") == status
+
+
+def test_run_beside_another_session_takes_only_its_own_lease_away(script, project, installed):
+    with contextlib.closing(tazpod.open_session(tazpod.load_config(project))) as other:
+        warm(script, project, opened=True)
+        script.call(run_in_pod("true"))
+        assert script.play("run", "true") == 0
+        assert tazpod.sessions(other.folder) == {other.id: other.path}
 
 
 # -- words of the vault, typed on the host

@@ -43,6 +43,11 @@ STATUSES = [
     (["--nonsense"], 2),
     (["-x"], 2),
     (["--", "up"], 2),
+    (["run"], 2),
+    (["run", "--"], 2),
+    (["run", "-la"], 2),
+    (["run", "--passphrase-fd", "true"], 2),
+    (["run", "true"], 1),
     (["help", "nonsense"], 2),
     (["up", "extra"], 2),
     (["up", "--discard"], 2),
@@ -184,6 +189,8 @@ def test_a_traceback_is_shown_with_debug_only(flags, tracebacks, tmp_path, monke
         (["init", "--image", "--yes", "busybox"], True, False),
         (["init", "--", "--yes"], False, False),
         (["nonsense", "--debug"], False, True),
+        (["run", "--yes", "x", "--debug"], True, False),
+        (["--debug", "run", "--passphrase-fd", "9", "x", "--yes"], False, True),
     ],
 )
 def test_yes_and_debug_count_anywhere_before_a_double_dash(words, yes, debug, tmp_path, monkeypatch):
@@ -275,7 +282,7 @@ def test_the_pod_refuses_the_words_of_the_host(word, monkeypatch, capfd):
 
 def test_every_word_is_for_the_host_or_for_both():
     assert sorted([*HOST_WORDS, *POD_WORDS, *BOTH_WORDS]) == sorted(tazpod.all_words())
-    assert set(HOST_WORDS) == {"enter", "init", "up", "down", "build"}
+    assert set(HOST_WORDS) == {"enter", "run", "init", "up", "down", "build"}
 
 
 @pytest.mark.parametrize("host_cwd", [None, "", "/srv/x"])

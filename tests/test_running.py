@@ -310,6 +310,13 @@ def test_an_interrupt_belongs_to_the_program_in_the_foreground():
     assert signal.getsignal(signal.SIGINT) is previous
 
 
+@pytest.mark.parametrize("own, status", [(False, 130), (True, 0)])
+def test_an_interrupted_program_that_says_0_is_not_believed(own, status):
+    """`docker exec` does, off a terminal, and leaves its command behind."""
+    script = "trap 'exit 0' INT; kill -INT $PPID; kill -INT $$; sleep 600"
+    assert run_foreground(sh(script), own_session=own) == status
+
+
 def test_the_foreground_program_can_be_interrupted_itself():
     """SIG_IGN would be inherited through exec; our handler is not."""
     assert run_foreground(sh("kill -INT $$; exit 9")) == 130
@@ -814,7 +821,7 @@ def test_leaving_ends_ones_own_session_and_counts_the_others(tmp_path):
     with contextlib.ExitStack() as stack:
         mine, other = (tazpod.open_session(config) for _ in range(2))
         stack.callback(other.close)
-        mine.starting()
+        mine.become("session")
         assert mine.path.suffix == ".session"
         assert tazpod.end_dead_sessions(config.run_folder, mine.id) == (1, 1)
         mine.close()

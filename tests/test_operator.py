@@ -1,0 +1,180 @@
+"""What an operator does every day beside entering: run, list, status, doctor; on a real engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from functools import partial
+
+import enginelib
+import pytest
+from enginelib import PASSPHRASE, SECRET, Place, Terminal, eventually
+
+place, lab, template = enginelib.place, enginelib.lab, enginelib.template
+project_with_vault = enginelib.project_with_vault
+pytestmark = pytest.mark.engine
+
+UNLOCK_IT, ASK = r"Unlock it\? \[y/N\] ", "Passphrase: "
+
+
+def lines_of(place: Place, pattern: str) -> int:
+    """How many processes in the container have such a command line."""
+    return len(place.inside(f"pgrep -fx '{pattern}'").stdout.split())
+
+
+def leases(place: Place) -> list[str]:
+    """What sessions have left in the run folder."""
+    kinds = (".lease", ".session", ".leaving", ".visit", ".shell")
+    return [path.name for path in (place.folder / ".tazpod/run").iterdir() if path.suffix in kinds]
+
+
+# -- run
+
+
+@pytest.fixture
+def opened(lab: Place) -> Place:
+    """A vault that was opened explicitly, so that a run only visits it."""
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    return lab
+
+
+def test_run_is_the_command_its_bytes_its_folder_and_its_status(opened: Place) -> None:
+    place = opened
+    data = bytes(range(256)) * 4096 + os.urandom(1 << 20)
+    argv = [*place.argv, "run", "cat"]
+    done = subprocess.run(argv, input=data, capture_output=True, cwd=place.folder, env=place.env)
+    assert (done.returncode, done.stdout == data, done.stderr) == (0, True, b"")
+
+    below = place.folder / "a/b c"
+    below.mkdir(parents=True)
+    for words, cwd, out, status in (
+        (["pwd"], below, "/workspace/a/b c\n", 0),
+        (["pwd"], place.folder, "/workspace\n", 0),
+        (
+            ["--", "printf", "%s|", "a b", "", "*", "$HOME", "it's", "--", "--yes"],
+            None,
+            "a b||*|$HOME|it's|--|--yes|",
+            0,
+        ),
+        (["printf", "%s ", "--yes", "--debug", "--help"], None, "--yes --debug --help ", 0),
+        (["cat", "../secrets/kept"], None, "", 1),
+        (["sh", "-c", "cat ~/secrets/kept; exit 7"], None, f"{SECRET}\n", 7),
+        (["sh", "-c", "kill -TERM $$"], None, "", 143),
+        (["no-such-command"], None, "", 127),
+        (["/workspace"], None, "", 126),
+        (["type", "cd"], None, "cd is a shell builtin\n", 0),
+    ):
+        done = place.run("run", *words, cwd=cwd)
+        assert (done.stdout, done.returncode) == (out, status), (words, done.stderr)
+    assert place.run("run").returncode == 2
+    assert place.run("run", "-la").returncode == 2
+    assert place.is_open()
+    eventually(lambda: leases(place) == [], "the guard takes away what the killed one left")
+
+
+def test_run_on_a_terminal_is_on_a_terminal_and_ctrl_c_is_the_commands(opened: Place) -> None:
+    person = opened.terminal("run", "--", "sh", "-c", "tty && stty size; sleep 1234; echo never")
+    person.sees(r"/dev/pts/\d+\r\n")
+    eventually(lambda: lines_of(opened, "sleep 1234"), "the command sleeps")
+    person.ctrl_c()
+    assert person.ends() == 130
+    assert "never" not in person.seen
+    eventually(lambda: lines_of(opened, "sleep 1234") == 0, "it was interrupted")
+    assert opened.is_open()
+
+
+def test_run_opens_a_locked_vault_and_locks_it_again_whatever_the_status(lab: Place) -> None:
+    script = "echo new > ~/secrets/new; cat ~/secrets/kept; exit 5"
+    done = lab.run("run", "sh", "-c", script, passphrase=PASSPHRASE)
+    assert (done.returncode, done.stdout) == (5, f"{SECRET}\n")
+    assert "saved (2 files" in done.stderr
+    assert "the vault is locked" in done.stderr
+    assert lab.is_shut()
+
+    person = lab.terminal("run", "cat", "secrets/new", cwd=lab.folder)
+    person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    assert person.ends() == 1  # ~ is not /workspace
+    assert "nothing changed" in person.seen
+    assert lab.is_shut()
+
+    # Its standard output is not for the questions.
+    output = lab.box / "output"
+    shell = ["sh", "-c", f'"$@" > {output}', "sh", *lab.argv, "run", "sh", "-c", "cat ~/secrets/new"]
+    person = Terminal(shell, lab.folder, lab.env)
+    lab.terminals.append(person)
+    person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    assert person.ends() == 0
+    assert output.read_text() == "new\n"
+    assert lab.is_shut()
+    assert leases(lab) == []
+
+
+def test_run_goes_on_without_the_vault_when_nobody_can_open_it_and_not_when_opening_failed(
+    lab: Place,
+) -> None:
+    done = lab.run("run", "ls", "-A", "/home/tazpod/secrets")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "tazpod: the vault is locked, and the command runs without it\n"
+    person = lab.terminal("run", "echo", "without")
+    person.answers((UNLOCK_IT, "n"))
+    person.sees("without\r\n")
+    assert person.ends() == 0
+    done = lab.run("run", "echo", "never", passphrase="wrong")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "wrong passphrase" in done.stderr
+    assert lab.is_shut()
+
+
+@pytest.mark.parametrize("how", ["its own", "explicit", "shared"])
+def test_a_dead_host_side_ends_the_command_and_locks_only_what_was_its_own(lab: Place, how: str) -> None:
+    other = None
+    if how == "explicit":
+        lab.ok("unlock", passphrase=PASSPHRASE)
+    elif how == "shared":
+        other = lab.enter()
+    script = "echo new > ~/secrets/new; sleep 4321 & sleep 4321"
+    person = lab.terminal("run", "sh", "-c", script)
+    if how == "its own":
+        person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    eventually(lambda: lines_of(lab, "sleep 4321") == 2, "the command runs")
+    person.kill(signal.SIGKILL)
+    eventually(lambda: lines_of(lab, "sleep 4321") == 0, "the command is ended, with what it started")
+    if how == "its own":
+        eventually(lab.is_shut, "the vault is locked")
+        lab.ok("unlock", passphrase=PASSPHRASE)
+    eventually(lambda: leases(lab) == [] or other, "its files are gone")
+    assert lab.reads("cat ~/secrets/new") == "new"
+    assert lab.is_open()
+    if other:
+        assert other.leaves() == 0
+        assert lab.is_shut()
+
+
+def test_the_last_of_sessions_and_runs_locks(lab: Place) -> None:
+    person = lab.enter()
+    argv = [*lab.argv, "run", "sh", "-c", "echo ready; read line; cat ~/secrets/kept"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    start = partial(subprocess.Popen, argv, cwd=lab.folder, env=lab.env, text=True, **pipes)
+    first, second = start(), start()
+    for command in (first, second):
+        assert command.stdout.readline() == "ready\n"
+    out, err = first.communicate("go\n")
+    assert (first.returncode, out, err) == (0, f"{SECRET}\n", "")  # others are there: not a word
+    assert person.leaves() == 0
+    assert "the vault stays open: 1 more session" in person.seen
+    out, err = second.communicate("go\n")
+    assert (second.returncode, out) == (0, f"{SECRET}\n")
+    assert "the vault is locked" in err
+    assert lab.is_shut()
+    assert leases(lab) == []
+
+
+def test_ctrl_c_without_a_terminal_of_its_own_ends_the_command(opened: Place) -> None:
+    argv = [*opened.argv, "run", "sleep", "2345"]
+    command = subprocess.Popen(argv, cwd=opened.folder, env=opened.env, start_new_session=True)
+    eventually(lambda: lines_of(opened, "sleep 2345"), "the command runs")
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does to all that was started from it
+    assert command.wait() == 130
+    eventually(lambda: lines_of(opened, "sleep 2345") == 0, "the command is ended")
+    assert opened.is_open()
