@@ -3681,15 +3681,24 @@ def cmd_enter(args: argparse.Namespace) -> int:
     return enter(the_project())
 
 
-def cmd_run(args: argparse.Namespace) -> int:
-    """run a command in the container, in this folder of it; its exit status"""
-    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+def command_of(args: argparse.Namespace) -> list[str]:
+    """What `run` is to run."""
+    words: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not words:
         raise UsageError("there is no command to run", "tazpod run -- ls -la")
-    config = the_project()
+    return words
+
+
+def pod_folder(config: Config) -> str:
+    """The folder of the container that shows the current one."""
+    return str(WORKSPACE / Path.cwd().relative_to(config.project))
+
+
+def cmd_run(args: argparse.Namespace) -> int:
+    """run a command in the container, in this folder of it; its exit status"""
+    words, config = command_of(args), the_project()
     passphrase = None if args.passphrase_fd is None else read_passphrase(args.passphrase_fd)
-    below = Path.cwd().relative_to(config.project)
-    return run(config, words, str(WORKSPACE / below), passphrase)
+    return run(config, words, pod_folder(config), passphrase)
 
 
 def cmd_up(args: argparse.Namespace) -> int:
@@ -4132,6 +4141,12 @@ def _show_enter(args: argparse.Namespace, config: Config) -> Iterator[str]:
             yield line(shell_argv(config, terminal))
 
 
+def _show_run(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    yield from _show_up(args, config)
+    claim, terminal = f"{WORKSPACE}/{ENVELOPE}/run/SESSION.shell", on_terminal() and sys.stdout.isatty()
+    yield line(exec_argv(config, command_of(args), terminal, pod_folder(config), claim))
+
+
 def _show_down(args: argparse.Namespace, config: Config) -> Iterator[str]:
     container = find_container(config)
     if container is None:
@@ -4282,6 +4297,7 @@ def _show_login(args: argparse.Namespace, config: Config, vault: Vault) -> Itera
 SHOWN: dict[str, Callable[..., Iterator[str]]] = {
     "up": _show_up,
     "enter": _show_enter,
+    "run": _show_run,
     "down": _show_down,
     "build": _show_build,
     "unlock": _show_unlock,

@@ -24,6 +24,16 @@ HERE = str(CONFIG.project)
 OTHER_USER = replace(CONFIG, user="dev")
 AWS = "AWS_CONFIG_FILE=/workspace/.tazpod/.aws/config"
 
+IMAGE_ID = "sha256:1"
+ASKS_FOR_ALL = replace(
+    CONFIG,
+    proxies=("HTTPS_PROXY",),
+    env=(("A", "b c"), ("FROM_HOST", None)),
+    ports=("8080:80",),
+    mounts=("cache:/cache:ro", "/:/host"),
+    docker_args=("--gpus", "all"),
+)
+
 
 # -- the builders
 
@@ -47,6 +57,36 @@ BUILT = {
             *("--dns", "1.1.1.1", "--dns", "1.0.0.1"),
             *("-v", f"{HERE}:/workspace", "-v", "/root/.ssh:/home/dev/.ssh:ro"),
             *("-e", f"HOST_CWD={HERE}", IMAGE, "sleep", "infinity"),
+        ],
+    ),
+    "docker run of a config that asks for all there is": (
+        tazpod.run_argv(ASKS_FOR_ALL, Path("/home/me"), 1280),
+        [
+            *("docker", "run", "-d", "--name", "blue-lab"),
+            *("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"),
+            *("--dns", "1.1.1.1", "--dns", "1.0.0.1"),
+            *("-v", f"{HERE}:/workspace", "-v", "/home/me/.ssh:/home/tazpod/.ssh:ro"),
+            *("-e", f"HOST_CWD={HERE}", "--network", "tazpod-mtu-1280", "-e", "HTTPS_PROXY"),
+            *("-e", "A=b c", "-e", "FROM_HOST", "-p", "8080:80", "-v", "cache:/cache:ro", "-v", "/:/host"),
+            *("--gpus", "all", IMAGE, "sleep", "infinity"),
+        ],
+    ),
+    "a network of its own": (
+        tazpod.network_argv(1280),
+        [*("docker", "network", "create", "--opt", "com.docker.network.driver.mtu=1280"), "tazpod-mtu-1280"],
+    ),
+    "another shell": (
+        tazpod.shell_argv(replace(CONFIG, shell="/usr/bin/my shell")),
+        [
+            *("docker", "exec", "-it", "-w", "/workspace", "blue-lab", "/bin/bash", "-c"),
+            "TAZPOD_CLAIM=1 . /opt/tazpod/bashrc; exec '/usr/bin/my shell'",
+        ],
+    ),
+    "docker build behind a proxy": (
+        tazpod.build_argv(replace(CONFIG, proxies=("HTTPS_PROXY", "no_proxy"))),
+        [
+            *("docker", "build", "-t", IMAGE, "-f", ".tazpod/Dockerfile.ai"),
+            *("--build-arg", "HTTPS_PROXY", "--build-arg", "no_proxy", "."),
         ],
     ),
     "the one look at the container": (
@@ -113,6 +153,44 @@ BUILT = {
 @pytest.mark.parametrize("built, expected", BUILT.values(), ids=BUILT)
 def test_the_argv_of(built, expected):
     assert built == expected
+
+
+@pytest.mark.parametrize(
+    "change, image, networks, made, expected",
+    [
+        ({}, IMAGE_ID, ("bridge",), True, []),
+        ({}, "", ("bridge",), True, []),
+        ({}, "sha256:2", (), True, [f"the image: there is a newer {IMAGE}"]),
+        ({"image": "other"}, "sha256:2", (), True, [f"the image: it was made from {IMAGE}"]),
+        ({"ports": ("80",), "env": (("A", None),)}, IMAGE_ID, (), True, ["the config: ports, env changed"]),
+        ({"ports": ("80",)}, IMAGE_ID, (), False, []),  # another tool made it: nobody knows from what
+        (
+            {"mtu": "1280"},
+            IMAGE_ID,
+            ("bridge",),
+            True,
+            ["the network: its MTU is 1500, the way to the internet takes 1280"],
+        ),
+        ({"mtu": "1280"}, IMAGE_ID, ("tazpod-mtu-1280",), True, []),
+        ({"mtu": "1400"}, IMAGE_ID, ("tazpod-mtu-1280",), True, []),
+        ({"mtu": "1280"}, IMAGE_ID, ("tazpod-mtu-1400",), True, ["the network: its MTU is 1400, the way to"]),
+        (
+            {"shell": "/bin/zsh", "identity": (), "vault_size": "1g"},
+            IMAGE_ID,
+            (),
+            True,
+            [],
+        ),  # not of docker run
+    ],
+)
+def test_in_what_a_container_is_out_of_date(*, change, image, networks, made, expected, tmp_path):
+    config = replace(CONFIG, project=tmp_path, mtu="off")
+    record = tazpod.private_folder(config.run_folder) / "made.json"
+    record.write_text(json.dumps({"container": "7" if made else "8", "made": tazpod.made_from(config)}))
+    container = tazpod.Container("7", "running", IMAGE, str(tmp_path), image_id=IMAGE_ID, networks=networks)
+    found = tazpod.drift(replace(config, **change), container, image)
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected))
 
 
 @pytest.mark.parametrize("word", ["two words", "a;b", "$(id)", "it's", "--x", "", "☃", "a\nb"])
