@@ -66,6 +66,15 @@ def test_nothing_dear_is_loaded_on_the_way_to_the_prompt(running: Path) -> None:
     assert leave[0] == "exec" and "plumbum" in leave
 
 
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["help"]])
+def test_help_loads_next_to_nothing(words: list[str]) -> None:
+    argv = [sys.executable, "-I", "-S", "-X", "importtime", str(ROOT / "tazpod.py"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typing" in loaded and "tazpod" in done.stdout
+    assert loaded & {"argparse", "dataclasses", "hashlib", "json", "pathlib", "shutil", "subprocess"} == set()
+
+
 def test_a_config_is_parsed_once_and_again_when_it_changed(running: Path) -> None:
     for line, parsed in (("user: dev", True), ("user: dev", False), ("user: me", True)):
         path = running / tazpod.CONFIG_PATH
