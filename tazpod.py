@@ -35,21 +35,45 @@ import contextlib
 import errno
 import fcntl
 import io
-import json
 import os
 import re
-import shlex
 import signal
 import stat
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn
+
+
+class Late:
+    """A module, or a name in one, that is imported when it is first used: --help needs none of them."""
+
+    def __init__(self, module: str, name: str = "") -> None:
+        self._place = module, name
+
+    def _load(self) -> Any:
+        import importlib
+
+        module, name = self._place
+        found: Any = importlib.import_module(module)
+        return getattr(found, name) if name else found
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._load(), attribute)
+
+    def __call__(self, *words: Any) -> Any:
+        return self._load()(*words)
+
 
 if TYPE_CHECKING:
     import argparse
+    import json
+    import shlex
+    from pathlib import Path
+else:
+    json, shlex, Path = Late("json"), Late("shlex"), Late("pathlib", "Path")
 
 __version__ = "0.4.0"
 
@@ -257,6 +281,7 @@ class Options:
     debug = False
     yes = False
     dry_run = False
+    hurry = False  # not the moment to load plumbum: see `spawn`
 
 
 OPTIONS = Options()
@@ -421,16 +446,34 @@ def tool(name: str) -> Any:
     try:
         return plumbum.local[name]
     except plumbum.CommandNotFound:
-        hint = INSTALL_HINTS.get(name, f"install {name}")
-        raise MissingProgram(f"{name} is not installed, or not on PATH", hint) from None
+        raise not_installed(name) from None
+
+
+def not_installed(name: str) -> MissingProgram:
+    """The error for a program that is not there."""
+    hint = INSTALL_HINTS.get(name, f"install {name}")
+    return MissingProgram(f"{name} is not installed, or not on PATH", hint)
 
 
 def spawn(argv: Sequence[str], **options: Any) -> Any:
-    """Start a program through plumbum; a Popen."""
+    """Start a program through plumbum; a Popen.
+
+    The one exception: loading plumbum takes longer than all else on the way to the prompt, and more
+    memory than the rest of the guard.  In a hurry, and as long as nobody loaded it, the Popen is
+    the one that plumbum would make.
+    """
     debug(shlex.join(argv))
     try:
-        return tool(argv[0]).popen(list(argv[1:]), **options)
+        if not OPTIONS.hurry or "plumbum" in sys.modules:
+            return tool(argv[0]).popen(list(argv[1:]), **options)
+        import subprocess
+
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        options["env"] = {**os.environ, **(options.get("env") or {})}
+        return subprocess.Popen(list(argv), **{**pipes, **options})
     except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and error.filename == argv[0]:
+            raise not_installed(argv[0]) from None
         text = error.strerror if isinstance(error, OSError) else str(error)
         raise TazpodError(f"{argv[0]} could not be started: {text}") from None
 
@@ -908,6 +951,43 @@ def setting_lines(text: str) -> dict[str, int]:
     return {name: node.start_mark.line + 1 for name, node in pairs if not str(node.tag).endswith(":null")}
 
 
+def tool_stamp() -> tuple[int, ...]:
+    """What tells this file from a newer one in its place, which may have got the same inode."""
+    with contextlib.suppress(FileNotFoundError):
+        info = os.stat(__file__)
+        return info.st_ino, info.st_ctime_ns, info.st_size
+    return ()
+
+
+def state_folder() -> Path:
+    """What is remembered outside the projects, where nothing in a container can write."""
+    return Path(os.environ.get("XDG_STATE_HOME") or home_folder() / ".local/state", "tazpod")
+
+
+def remembered_config(text: str, project: Path) -> tuple[Config, list[str]]:
+    """What `parse_config` says, or said of the same text: loading YAML takes longer than all of that.
+
+    Kept with all that it depends on, so it cannot be stale; errors and warnings are never kept.
+    """
+    asked = [str(project), text, *tool_stamp()]
+    path = state_folder() / "configs" / f"{str(project).replace('/', '%')[-200:]}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        kept = json.loads(path.read_bytes())
+        if kept["asked"] == asked:
+            return Config(project, *map(_frozen, kept["said"])), []
+    config, warnings = parse_config(text, project)
+    if not warnings and path.is_absolute():
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(path, json.dumps({"asked": asked, "said": config[1:]}).encode())
+    return config, warnings
+
+
+def _frozen(value: Any) -> Any:
+    """A value as it was before JSON made lists of its tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def load_config(project: Path) -> Config:
     """Read the project's config.yaml; without one, the defaults."""
     path = project / CONFIG_PATH
@@ -917,7 +997,7 @@ def load_config(project: Path) -> Config:
         text = ""
     except UnicodeDecodeError:
         raise UsageError(f"{path}: is not UTF-8 text") from None
-    config, warnings = parse_config(text, project)
+    config, warnings = remembered_config(text, project)
     for line in warnings:
         warn(line)
     OPTIONS.debug = OPTIONS.debug or config.debug
@@ -1031,8 +1111,7 @@ def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int
 
 def projects_file() -> Path:
     """Where this host remembers its projects, one a line: init gives each a container name of its own."""
-    state = os.environ.get("XDG_STATE_HOME") or home_folder() / ".local/state"
-    return Path(state, "tazpod/projects")
+    return state_folder() / "projects"
 
 
 def other_projects(project: Path) -> list[Path]:
@@ -1205,7 +1284,8 @@ def build_argv(config: Config) -> list[str]:
 
 
 class Container(NamedTuple):
-    """What docker says of the container: its id, state, image, networks, and the folder it belongs to."""
+    """What docker says of the container: its id, state, image, networks, the folder it belongs to, and
+    the number outside of its first process."""
 
     id: str
     status: str
@@ -1213,6 +1293,7 @@ class Container(NamedTuple):
     project: str | None
     image_id: str = ""
     networks: tuple[str, ...] = ()
+    pid: int = 0
 
     @property
     def running(self) -> bool:
@@ -1238,6 +1319,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
             project=cwd[-1] if cwd else mounts.get(WORKSPACE),
             image_id=data.get("Image", ""),
             networks=tuple((data.get("NetworkSettings") or {}).get("Networks") or ()),
+            pid=int(data["State"].get("Pid") or 0),
         )
     except (LookupError, TypeError, AttributeError):
         raise TazpodError("docker gave an answer that makes no sense to inspect") from None
@@ -1493,7 +1575,7 @@ def pod_archive() -> bytes:
         "#!/bin/sh\n"
         "cd /  # else a lock typed inside the vault would be what keeps it busy\n"
         f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
-        'import tazpod; sys.exit(tazpod.main())\' "$@"\n'
+        'import tazpod; tazpod.run()\' "$@"\n'
     ).encode()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -1512,14 +1594,6 @@ def pod_archive() -> bytes:
             info.size, info.mode = len(data), mode
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def tool_stamp() -> tuple[int, ...]:
-    """What tells this file from a newer one in its place, which may have got the same inode."""
-    with contextlib.suppress(FileNotFoundError):
-        info = os.stat(__file__)
-        return info.st_ino, info.st_ctime_ns, info.st_size
-    return ()
 
 
 def _tool_record(config: Config, container: Container) -> bytes:
@@ -3013,11 +3087,34 @@ def pod_vault(config: Config) -> Vault:
     return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds)
 
 
-def observe(config: Config) -> State:
+def shows_open_vault(config: Config, container: Container, proc: str = "/proc") -> bool:
+    """Whether this very machine shows the open vault in the container, which spares a docker-exec.
+
+    Only yes is an answer.  The engine may be another machine's, whose numbers of processes mean
+    nothing here; so the process must be in the control group of that container (cgroups(7)), and all
+    is read of one process, however fast its number is given to another.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        folder = os.open(f"{proc}/{container.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            texts = []
+            for name in ("cgroup", "mountinfo"):
+                with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
+                    texts.append(os.fsdecode(file.read()))
+        finally:
+            os.close(folder)
+        groups = {line.rpartition("/")[2] for line in texts[0].splitlines()}
+        if container.id in groups or f"docker-{container.id}.scope" in groups:
+            found = [m.kind for m in parse_mountinfo(texts[1]) if m.point == config.secrets]
+            return found[-1:] == ["tmpfs"]
+    return False
+
+
+def observe(config: Config, container: Container) -> State:
     """Look at the vault of a running container."""
     if not config.ghost_mode:
         return State(ghost=False, open=False, sealed=False)
-    opened = vault_is_open(config)
+    opened = shows_open_vault(config, container) or vault_is_open(config)
     vault = host_vault(config)
     if not opened and vault.marker.exists():
         with locked_file(vault.folder / ".lock", "working on the vault"):  # not in the middle of an unlock
@@ -3291,6 +3388,8 @@ def open_shell(config: Config, session: Session) -> int:
         def claimed(process: Any) -> None:
             session.wait_claimed(process)
             starting.close()
+            with contextlib.suppress(MissingProgram):
+                tool("docker")  # loads plumbum, now that nobody waits
 
         terminal = on_terminal() and sys.stdout.isatty()
         env = docker_settings(config) if terminal else None
@@ -3350,8 +3449,8 @@ def tell_sync(config: Config, vault: Vault) -> None:
 
 def enter(config: Config) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
-    ensure_up(config)
-    steps = plan_entry(observe(config))
+    OPTIONS.hurry = True
+    steps = plan_entry(observe(config, ensure_up(config)))
     if config.ghost_mode:
         tell_sync(config, host_vault(config))
     session = open_session(config)
@@ -4315,6 +4414,7 @@ SHOWN: dict[str, Callable[..., Iterator[str]]] = {
 
 def cmd_guard(args: argparse.Namespace) -> int:
     """watch the sessions (started by up and unlock)"""
+    OPTIONS.hurry = True
     config = the_project()
     guard(config, pod_vault(config))
     return OK
@@ -4458,6 +4558,20 @@ def make_parser(word: Word) -> argparse.ArgumentParser:
     return parser
 
 
+def _field(names: Sequence[str]) -> str:
+    """Where argparse keeps the value of an option."""
+    return names[0].lstrip("-").replace("-", "_")
+
+
+def parse_words(word: Word, words: Sequence[str]) -> Any:
+    """What was typed after a word.  A word alone needs no argparse: everything has its default."""
+    if words or not all(names[0].startswith("--") for names, _ in word.options):
+        return make_parser(word).parse_args(words)
+    flags = {_field(names): settings.get("default") for names, settings in word.options}
+    flags.update({_field(names): False for names, o in word.options if o.get("action") == "store_true"})
+    return SimpleNamespace(**flags)
+
+
 def overview() -> str:
     """The text of `tazpod --help`, made from the table of words."""
     lines = [HELP_HEAD]
@@ -4476,7 +4590,7 @@ def forward_words(word: Word, args: argparse.Namespace) -> list[str]:
     """The words that say the same in the pod; the passphrase goes another way."""
     words = [word.name]
     for names, settings in word.options:
-        value = getattr(args, names[0].lstrip("-").replace("-", "_"))
+        value = getattr(args, _field(names))
         if names[0] == "--passphrase-fd" or value in (False, "", None):
             continue
         if settings.get("action") == "store_true":
@@ -4509,7 +4623,7 @@ def dispatch(argv: Sequence[str]) -> int:
         emit(make_parser(find_word(topic)).format_help().rstrip() if topic else overview())
         return OK
     word = find_word(words[0])
-    args = make_parser(word).parse_args(words[1:])
+    args = parse_words(word, words[1:])
     args.word, args.forward = word.name, forward_words(word, args)
     if word.host_only and in_pod():
         raise UsageError(f"{word.name} is for the host; this is inside the container")
@@ -4572,5 +4686,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def run() -> NoReturn:
+    """`main` for a process of its own, which ends at once: tidying an interpreter up takes 5 ms."""
+    os._exit(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

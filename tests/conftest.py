@@ -45,7 +45,7 @@ def fresh_process(
     for name in ("HOST_CWD", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / secrets.token_hex(4)))
-    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = False
+    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = tazpod.OPTIONS.hurry = False
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     umask = os.umask(0o022)
@@ -53,7 +53,7 @@ def fresh_process(
     os.umask(umask)
     for number, handler in zip(numbers, handlers):
         signal.signal(number, handler)
-    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = False
+    tazpod.OPTIONS.debug = tazpod.OPTIONS.yes = tazpod.OPTIONS.dry_run = tazpod.OPTIONS.hurry = False
 
 
 def replace(record: Any, **fields: Any) -> Any:

@@ -1,0 +1,197 @@
+"""What makes the way to the prompt short, and that none of it ever costs a right answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import enginelib
+import pytest
+from conftest import ROOT, write_stub
+from enginelib import PASSPHRASE, Place
+from test_config import KEYS
+
+import tazpod
+from tazpod import Config, Container
+
+place, lab, template = enginelib.place, enginelib.lab, enginelib.template
+ID = "7" * 64
+
+# -- which libraries are loaded when a program is started
+
+WATCHED = """
+import sys
+dear = {"plumbum", "yaml", "argparse", "dataclasses", "hashlib", "shutil"}
+def watch(event, args):
+    if event == "subprocess.Popen" and "docker" in args[1][0]:
+        print(args[1][1], *sorted(dear & set(sys.modules)), file=sys.stderr)
+sys.addaudithook(watch)
+sys.path.insert(0, sys.argv.pop(1))
+import tazpod
+sys.exit(tazpod.main(sys.argv[1:]))
+"""
+
+
+def started(*words: str) -> list[list[str]]:
+    """What each docker that a word starts is to do, and the dear modules that are loaded by then."""
+    argv = [sys.executable, "-c", WATCHED, str(ROOT), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stderr.splitlines() if not line.startswith("tazpod:")]
+
+
+@pytest.fixture
+def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose container runs, with this tool in it and an open vault; docker is a stub."""
+    config = tazpod.load_config(project)
+    container = {"Id": ID, "State": {"Status": "running"}, "Image": "sha256:1"}
+    container["Config"] = {"Image": config.image, "Env": [f"HOST_CWD={project}"]}
+    image = {"Id": "sha256:1", "RepoTags": [config.image], "RootFS": {}}
+    (project / "answer").write_text(json.dumps([container, image]))
+    write_stub(stub_path, "docker", f'[ "$1" != inspect ] || cat "{project}/answer"')
+    monkeypatch.setenv("PATH", f"{stub_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://engine.example:2375")
+    record = tazpod.private_folder(config.run_folder) / "pod.json"
+    record.write_text(json.dumps({"container": ID, "tool": tazpod.tool_stamp()}))
+    return project
+
+
+def test_nothing_dear_is_loaded_on_the_way_to_the_prompt(running: Path) -> None:
+    """It is once the shell is up: what comes then is run through plumbum again."""
+    look, is_open, shell, leave = started()
+    assert (look, is_open, shell) == (["inspect"], ["exec"], ["exec"])
+    assert leave[0] == "exec" and "plumbum" in leave
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["help"]])
+def test_help_loads_next_to_nothing(words: list[str]) -> None:
+    argv = [sys.executable, "-I", "-S", "-X", "importtime", str(ROOT / "tazpod.py"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typing" in loaded and "tazpod" in done.stdout
+    assert loaded & {"argparse", "dataclasses", "hashlib", "json", "pathlib", "shutil", "subprocess"} == set()
+
+
+def test_a_config_is_parsed_once_and_again_when_it_changed(running: Path) -> None:
+    for line, parsed in (("user: dev", True), ("user: dev", False), ("user: me", True)):
+        path = running / tazpod.CONFIG_PATH
+        path.write_text(line)
+        assert ("yaml" in started()[0]) == parsed
+
+
+def test_without_plumbum_a_program_that_is_missing_has_the_same_error(
+    running: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stub_path / "docker").unlink()
+    monkeypatch.setenv("PATH", str(stub_path))
+    with pytest.raises(
+        AssertionError, match=r"docker is not installed, or not on PATH\n +hint: install Docker"
+    ):
+        started()
+
+
+# -- the config that is remembered
+
+
+@pytest.mark.parametrize("text, field, value", [("", "user", "tazpod"), *KEYS])
+def test_what_is_remembered_is_what_was_parsed(text: str, field: str, value: object, tmp_path: Path) -> None:
+    parsed = tazpod.parse_config(text, tmp_path)
+    assert [tazpod.remembered_config(text, tmp_path) for _ in range(2)] == [parsed, parsed]
+    assert list((tazpod.state_folder() / "configs").iterdir()) != []
+
+
+def test_a_warning_is_told_each_time_and_an_error_too(tmp_path: Path) -> None:
+    for text in ("imag: x\n", "user: dev\nuser: dev\n"):
+        assert [len(tazpod.remembered_config(text, tmp_path)[1]) for _ in range(2)] == [1, 1]
+    for _ in range(2):
+        with pytest.raises(tazpod.UsageError, match=r"config\.yaml:1: user"):
+            tazpod.remembered_config("user: NO", tmp_path)
+
+
+@pytest.mark.parametrize("kept", [b"", b"\0", b"[]", b"{}", b'{"asked": [], "said": []}', b'{"asked": 1'])
+def test_what_cannot_be_what_was_remembered_is_not_believed(kept: bytes, tmp_path: Path) -> None:
+    parsed = tazpod.remembered_config("user: dev", tmp_path)
+    (path,) = (tazpod.state_folder() / "configs").iterdir()
+    path.write_bytes(kept)
+    assert tazpod.remembered_config("user: dev", tmp_path) == parsed
+    assert tazpod.remembered_config("user: me", tmp_path)[0].user == "me"
+
+
+def test_another_tool_or_project_does_not_get_what_was_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tazpod.remembered_config("user: dev", tmp_path)
+    (path,) = (tazpod.state_folder() / "configs").iterdir()
+    path.write_bytes(path.read_bytes().replace(b'"dev"', b'"liar"'))
+    assert tazpod.remembered_config("user: dev", tmp_path)[0].user == "liar"  # so it is looked at
+    monkeypatch.setattr(tazpod, "__file__", sys.executable)
+    assert tazpod.remembered_config("user: dev", tmp_path)[0].user == "dev"
+
+
+# -- the mount table of the container, as this machine shows it
+
+OPEN = "99 75 0:60 / /home/tazpod/secrets rw,nosuid - tmpfs tmpfs rw,size=65536k"
+COVERED = "100 99 254:0 /x /home/tazpod/secrets rw - ext4 /dev/vda rw"
+ELSEWHERE = "99 75 0:60 / /home/tazpod/.secrets.transit rw,nosuid - tmpfs tmpfs rw"
+SHOWN = {
+    "control groups, version 1": (f"9:pids:/docker/{ID}\n0::/docker/{ID}", OPEN, True),
+    "version 2": (f"0::/docker/{ID}", OPEN, True),
+    "version 2, by systemd": (f"0::/system.slice/docker-{ID}.scope", OPEN, True),
+    "rootless": (
+        f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope",
+        OPEN,
+        True,
+    ),
+    "another container": (f"0::/docker/{'8' * 64}", OPEN, False),
+    "another, whose name begins alike": (f"0::/docker/{ID}8", OPEN, False),
+    "another in it": (f"0::/docker/{ID}/docker/{'8' * 64}", OPEN, False),
+    "no container": ("0::/user.slice/user-1000.slice/session-1.scope", OPEN, False),
+    "a group of its own": ("0::/", OPEN, False),
+    "no groups": ("", OPEN, False),
+    "locked": (f"0::/docker/{ID}", ELSEWHERE, False),
+    "covered": (f"0::/docker/{ID}", f"{OPEN}\n{COVERED}", False),
+    "not a tmpfs": (f"0::/docker/{ID}", COVERED, False),
+    "no mounts": (f"0::/docker/{ID}", "", False),
+}
+
+
+@pytest.mark.parametrize("groups, mounts, shown", SHOWN.values(), ids=SHOWN)
+def test_only_the_containers_own_process_shows_an_open_vault(
+    groups: str, mounts: str, shown: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "4711"
+    folder.mkdir()
+    (folder / "cgroup").write_text(f"{groups}\n")
+    (folder / "mountinfo").write_text(f"{mounts}\n")
+    container = Container(ID, "running", "", None, pid=4711)
+    assert tazpod.shows_open_vault(Config(tmp_path, "x"), container, str(tmp_path)) is shown
+    for name in ("mountinfo", "cgroup"):  # neither may be missing
+        (folder / name).unlink()
+        assert not tazpod.shows_open_vault(Config(tmp_path, "x"), container, str(tmp_path))
+
+
+@pytest.mark.parametrize("pid", [0, -1, os.getpid(), 1 << 40])
+def test_a_number_that_is_no_process_of_the_container_shows_nothing(pid: int, tmp_path: Path) -> None:
+    container = Container(ID, "running", "", None, pid=pid)
+    assert not tazpod.shows_open_vault(Config(tmp_path, "x"), container)
+
+
+@pytest.mark.engine
+def test_a_real_container_shows_its_vault_only_while_it_is_open(lab: Place) -> None:
+    config = tazpod.load_config(lab.folder)
+
+    def shown() -> bool:
+        container = tazpod.find_container(config)
+        assert container
+        assert not tazpod.shows_open_vault(config, container._replace(id=ID))
+        return tazpod.shows_open_vault(config, container)
+
+    lab.ok("up")
+    assert not shown()
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    assert shown() and lab.is_open()
+    lab.ok("lock")
+    assert not shown()
