@@ -33,7 +33,8 @@ run: .venv/ready
 	"$$tazpod" || echo "make run: the session ended with status $$?"
 
 test: .venv/ready
-	tests/engine need gpg openssl tar tmux git sudo unshare=util-linux ip=iproute2
+	tests/engine need gpg openssl tar tmux git sudo unshare=util-linux ip=iproute2 \
+	    ssh-agent=openssh-client dropbear=dropbear-bin
 	$(ENGINE)
 	tests/engine image $(TEST_IMAGE) aws
 	tests/engine image $(TEST_FULL_IMAGE)

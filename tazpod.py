@@ -221,18 +221,66 @@ RUN apt-get update \
 USER tazpod
 """
 
-# The shell that `enter` opens ties itself to the host side that opened it: see section 9.
-BASH_HOOK = r"""# TazPod: claim the session of the host side that opened this shell.
-case $- in *i*)
-  if [ "$PPID" = 0 ]; then
-    for lease in /workspace/.tazpod/run/*.session; do
-      [ -e "$lease" ] || continue
-      read -r self < "/proc/$$/stat"
-      ( umask 077; set -o noclobber; echo "$self" > "${lease%.session}.shell" ) 2>/dev/null && break
-    done
-    unset lease self
-  fi ;;
-esac
+# ~/.ssh is read-only in the container: what ssh learns goes into the project.
+KNOWN_HOSTS = ".tazpod/known_hosts"
+SSH_CONFIG = f"""\
+Host *
+    UserKnownHostsFile {WORKSPACE}/{KNOWN_HOSTS} ~/.ssh/known_hosts ~/.ssh/known_hosts2
+"""
+
+POD_AGENT = "/workspace/.tazpod/run/agent.sock"  # leads to the ssh agent of the newest session's host
+# What a host side may tell its shell, in its lease: nothing secret, and only such characters.
+SESSION_VARIABLES = ("TERM", "COLORTERM", "LANG", "SSH_AUTH_SOCK")
+SESSION_VALUE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_.,:@/+-]*")
+
+# For every bash in the container, with __tazpod_secrets set before it.  The shell that `enter` opens
+# ties itself to the host side that opened it (see section 9); for one that is not bash, a bash with
+# TAZPOD_CLAIM does so.
+BASH_HOOK = r"""# TazPod
+__tazpod_take() {  # what a host side says of its terminal, as far as this container knows it
+  local name value
+  while IFS='=' read -r name value; do
+    [[ $value =~ ^[A-Za-z0-9/][A-Za-z0-9_.,:@/+-]*$ ]] || continue
+    case $name in
+      TERM) for value in "$value" xterm-256color; do
+              infocmp "$value" &> /dev/null && export TERM="$value" && break
+            done ;;
+      LANG) [ -n "$( (LC_ALL=$value) 2>&1 )" ] || export LANG="$value" ;;
+      COLORTERM | SSH_AUTH_SOCK) export "$name=$value" ;;
+    esac
+  done < "$1"
+}
+if [[ $PPID = 0 && ( $- = *i* || -n ${TAZPOD_CLAIM-} ) ]]; then
+  for __tazpod_lease in /workspace/.tazpod/run/*.session; do
+    [ -e "$__tazpod_lease" ] || continue
+    ( umask 077; set -o noclobber; read -r self < "/proc/$$/stat"
+      echo "$self" > "${__tazpod_lease%.session}.shell" ) 2> /dev/null || continue
+    __tazpod_take "$__tazpod_lease"
+    __tazpod_lease=${__tazpod_lease##*/}
+    export TAZPOD_SESSION="${__tazpod_lease%.session}"
+    break
+  done
+  unset __tazpod_lease
+fi
+[[ $- = *i* ]] || return 0
+tazpod() {  # with `env`: take over what has changed
+  local lines
+  [[ $* = env && -t 1 ]] || { command tazpod "$@"; return; }
+  lines=$(command tazpod env) && eval "$lines"
+}
+__tazpod_prompt() {
+  local table
+  read -rd '' table < /proc/self/mountinfo
+  __tazpod_mark='[locked] ' __tazpod_on= __tazpod_off=
+  if [[ $table = *" $__tazpod_secrets "* ]]; then
+    __tazpod_mark='[open] '
+    [[ -n ${NO_COLOR-} || $TERM = dumb ]] || __tazpod_on=$'\e[1;33m' __tazpod_off=$'\e[0m'
+  fi
+  [[ -z $PS1 || $PS1 = *__tazpod_mark* ]] || ! shopt -q promptvars ||
+    PS1='\[${__tazpod_on}\]${__tazpod_mark}\[${__tazpod_off}\]'$PS1
+}
+# One element of an array (bash 5.1): what ~/.bashrc puts into the variable later is another.
+[ -z "$__tazpod_secrets" ] || PROMPT_COMMAND[99]=__tazpod_prompt
 """
 
 # What `run` starts: it ties itself to the session of its host side as the shell does, and goes on as
@@ -774,6 +822,16 @@ class Config(NamedTuple):
     def binds(self) -> tuple[str, ...]:
         """The folders of the home that the open vault holds; tokens lie in .aws, so it is always one."""
         return outermost((".aws", *self.vault_binds))
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The folders of the home that are linked into the envelope: `identity`, less the vault's."""
+
+        def within(name: str, other: str) -> bool:
+            return f"{name}/".startswith(f"{other}/")
+
+        names = outermost(self.identity)
+        return tuple(n for n in names if not any(within(n, b) or within(b, n) for b in self.binds))
 
     @property
     def run_folder(self) -> Path:
@@ -1558,7 +1616,7 @@ def ensure_up(config: Config) -> Container:
                 return container
 
 
-def pod_archive() -> bytes:
+def pod_archive(config: Config) -> bytes:
     """A tar of this file, its launcher and its libraries, as they lie in the container."""
     import tarfile
 
@@ -1575,8 +1633,9 @@ def pod_archive() -> bytes:
         "#!/bin/sh\n"
         "cd /  # else a lock typed inside the vault would be what keeps it busy\n"
         f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
-        'import tazpod; tazpod.run()\' "$@"\n'
+        'import tazpod; tazpod.program()\' "$@"\n'
     ).encode()
+    hook = f"__tazpod_secrets={config.secrets if config.ghost_mode else ''}\n{BASH_HOOK}"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(Path(__file__).resolve(), f"{POD_TOOL[1:]}/tazpod.py", filter=clean)
@@ -1588,7 +1647,7 @@ def pod_archive() -> bytes:
             archive.add(path, f"{POD_TOOL[1:]}/typing_extensions.py", filter=clean)
         for name, data, mode in (
             (POD_LAUNCHER, launcher, 0o755),
-            (f"{POD_TOOL}/bashrc", BASH_HOOK.encode(), 0o644),
+            (f"{POD_TOOL}/bashrc", hook.encode(), 0o644),
         ):
             info = tarfile.TarInfo(name[1:])
             info.size, info.mode = len(data), mode
@@ -1597,7 +1656,8 @@ def pod_archive() -> bytes:
 
 
 def _tool_record(config: Config, container: Container) -> bytes:
-    return json.dumps({"container": container.id, "tool": tool_stamp()}).encode()
+    settings = {"user": config.user, "ghost": config.ghost_mode, "links": config.links}
+    return json.dumps({"container": container.id, "tool": tool_stamp(), **settings}).encode()
 
 
 def is_installed(config: Config, container: Container) -> bool:
@@ -1612,12 +1672,12 @@ def copy_tool(config: Config) -> None:
     """Put this tool into the container."""
     name = config.container_name
     argv = ["docker", "cp", "-", f"{name}:/"]
-    succeed(argv, f"the tool could not be put into the container {name}", data=pod_archive())
+    succeed(argv, f"the tool could not be put into the container {name}", data=pod_archive(config))
 
 
 def setup_argv(config: Config) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
-    words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user]
+    words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user, *config.links]
     return ["docker", "exec", "-u", "0", config.container_name, *words]
 
 
@@ -1661,8 +1721,44 @@ def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tu
     return "\n".join([":".join(mine[0]), *others, ""]), "\n".join([*groups, ""])
 
 
-def set_up_pod(user: str) -> None:
-    """As root in a new container: check its programs, fit the operator's ids, hook the shell."""
+@contextlib.contextmanager
+def acting_as(uid: int, gid: int) -> Iterator[None]:
+    """Root as somebody else: what is made is theirs, and what is not theirs stays as it is."""
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> None:
+    """As the operator: link folders of the home into the envelope, and take our links of `before` away.
+
+    What else is there stays as it is.
+    """
+    envelope, taken = Path(WORKSPACE, ENVELOPE), []
+    for name in dict.fromkeys((*before, *names)):
+        place, target = home / name, envelope / name
+        ours = place.is_symlink() and os.readlink(place) == str(target)
+        if name not in names:
+            if ours:
+                place.unlink()
+        elif not make_folders(envelope, name) and not target.is_dir():
+            warn(f"{target.relative_to(WORKSPACE)}: is not a folder, so ~/{name} is not linked to it")
+        elif not ours:
+            with contextlib.suppress(OSError):
+                if make_folders(home, os.path.dirname(name)):
+                    place.symlink_to(target)
+                    continue
+            taken.append(f"~/{name}")
+    if taken:
+        warn(f"{', '.join(taken)}: there already, on the container's disk; not linked into {ENVELOPE}/")
+
+
+def set_up_pod(user: str, links: Sequence[str]) -> None:
+    """As root in a container: check its programs, fit the operator's ids, hook the shell and ssh."""
     import pwd
     import shutil
 
@@ -1679,16 +1775,10 @@ def set_up_pod(user: str) -> None:
         raise TazpodError(f"the image has no account named {user}", f"set user in {CONFIG_PATH}") from None
     home = Path(account.pw_dir)
     # Seen as the operator, since some engines show every file as owned by whoever looks.
-    os.setegid(account.pw_gid)
-    os.seteuid(account.pw_uid)
-    try:
+    uid, gid = account.pw_uid, account.pw_gid
+    with acting_as(uid, gid), contextlib.suppress(OSError):
         owner = os.stat(WORKSPACE)
         uid, gid = owner.st_uid, owner.st_gid
-    except OSError:
-        uid, gid = account.pw_uid, account.pw_gid
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
     if uid != account.pw_uid:
         passwd, group = Path("/etc/passwd"), Path("/etc/group")
         texts = remap_accounts(passwd.read_text(), group.read_text(), user, uid, gid)
@@ -1703,6 +1793,16 @@ def set_up_pod(user: str) -> None:
         if not os.path.ismount(folder):
             os.chown(folder, uid, gid)
             folder.chmod(0o700)
+    record = Path(POD_TOOL, "links")
+    before = record.read_text().split("\0") if record.exists() else []
+    with acting_as(uid, gid):
+        link_identity(home, links, before)
+        with contextlib.suppress(OSError):  # ssh itself would make it for all to read
+            os.close(os.open(f"{WORKSPACE}/{KNOWN_HOSTS}", os.O_CREAT | os.O_WRONLY, 0o600))
+    write_whole(record, "\0".join(links).encode())
+    ssh_config = Path("/etc/ssh/ssh_config.d/tazpod.conf")
+    if ssh_config.parent.is_dir():
+        write_whole(ssh_config, SSH_CONFIG.encode(), 0o644)
     hook = f". {POD_TOOL}/bashrc\n"
     bashrc = Path("/etc/bash.bashrc")
     text = bashrc.read_text() if bashrc.exists() else ""
@@ -3145,22 +3245,79 @@ class Session:
 
     def close(self, *, cut: bool = False) -> None:
         """Take the session's files away; when it was `cut` off they tell the guard what to end."""
-        kinds = () if cut else ("shell", "leaving")
+        kinds = ("agent",) if cut else ("agent", "shell", "leaving")
         for path in (*(() if cut else (self.path,)), *(self.folder / f"{self.id}.{kind}" for kind in kinds)):
             with contextlib.suppress(OSError):
                 path.unlink()
+        link_agent(self.folder)
         os.close(self.fd)
 
 
 def open_session(config: Config) -> Session:
-    """Make a lease that exists only locked."""
+    """Make a lease that exists only locked, with what the shell is to know of this terminal."""
     folder, name = private_folder(config.run_folder), random_hex(8)
     hidden, path = folder / f".{name}", folder / f"{name}.lease"
     fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     give_to_owner(hidden)
     fcntl.flock(fd, fcntl.LOCK_EX)
+    told = {key: os.environ.get(key, "") for key in SESSION_VARIABLES}
+    told["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else ""
+    lines = [f"{key}={value}\n" for key, value in told.items() if SESSION_VALUE.fullmatch(value)]
+    os.write(fd, "".join(lines).encode())
     os.rename(hidden, path)
+    if config.ssh_agent:
+        relay_agent(folder / f"{name}.agent")
     return Session(folder, name, fd, path)
+
+
+def relay_agent(place: Path) -> None:
+    """Let the container reach the ssh agent of this host at a socket, for as long as this process lives."""
+    import select
+    import socket
+    import socketserver
+    import threading
+
+    agent = os.environ.get("SSH_AUTH_SOCK", "")
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as there:
+                there.connect(agent)
+                other = {self.request: there, there: self.request}
+                while True:
+                    for end in select.select(other, [], [])[0]:
+                        data = end.recv(1 << 16)
+                        if not data:
+                            return
+                        other[end].sendall(data)
+
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(agent)
+        server = socketserver.ThreadingUnixStreamServer(str(place), Relay)
+        server.daemon_threads = True
+        place.chmod(0o600)
+        give_to_owner(place)
+    except OSError as error:  # a path that is too long for a socket has no strerror
+        reason = error.strerror or error if agent else "SSH_AUTH_SOCK is not set"
+        warn(f"no ssh agent for the container: {reason}")
+        return
+    threading.Thread(target=server.serve_forever, args=(3600.0,), daemon=True).start()
+    link_agent(place.parent)
+
+
+def link_agent(folder: Path) -> None:
+    """Let run/agent.sock lead to the newest relay; without one, take it away."""
+    link = folder / Path(POD_AGENT).name
+    with contextlib.suppress(OSError):
+        relays = sorted(folder.glob("*.agent"), key=lambda path: path.stat().st_mtime_ns)
+        if not relays:
+            link.unlink(missing_ok=True)
+            return
+        temporary = temporary_beside(link)
+        temporary.symlink_to(relays[-1].name)
+        give_to_owner(temporary)
+        os.replace(temporary, link)
 
 
 def is_alive(path: Path) -> bool:
@@ -3496,12 +3653,13 @@ def run(config: Config, words: Sequence[str], folder: str, passphrase: bytes | N
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
     by `unlock` alone stays open.
     """
-    ensure_up(config)
+    OPTIONS.hurry = True
+    container = ensure_up(config)
     shared = live_sessions(config.run_folder) > 0
     session = open_session(config)
     code, cut = FAILED, True
     try:
-        state = observe(config)
+        state = observe(config, container)
         if state.ghost and state.sealed and not state.open:
             if passphrase or (on_terminal() and confirm("The vault is locked. Unlock it?")):
                 shared = True
@@ -3588,9 +3746,10 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
             continue
         dead += path.suffix != ".visit"
         hang_up(folder, name)
-        for file in (path, folder / f"{name}.shell"):
+        for file in (path, folder / f"{name}.shell", folder / f"{name}.agent"):
             with contextlib.suppress(OSError):
                 file.unlink()
+        link_agent(folder)
     return dead, alive
 
 
@@ -3956,6 +4115,7 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
         if not args.leaving:
             say("the vault is locked already")
         return OK
+    before_lock(config.pre_lock)
     if args.discard:
         say("what changed since the last save is given up")
     holders = lock(vault) if args.discard else None
@@ -3973,6 +4133,26 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
         warn(f"still in the vault when it was locked: {', '.join(holders)}")
     say("the vault is locked")
     return OK
+
+
+def before_lock(command: str) -> None:
+    """Run hooks.pre_lock with the vault still open; whatever becomes of it, the lock goes on."""
+    import subprocess
+
+    if not command:
+        return
+    nothing, process = subprocess.DEVNULL, None
+    try:
+        process = spawn(["bash", "-lc", command], stdin=nothing, stdout=2, stderr=2, cwd=WORKSPACE)
+        code = process.wait(timeout=TIME_LIMIT)
+        if code != 0:
+            warn(f"hooks.pre_lock ended with status {code}")
+    except subprocess.TimeoutExpired:
+        warn(f"hooks.pre_lock did not end within {TIME_LIMIT:g} seconds")
+    except TazpodError as error:
+        warn(f"hooks.pre_lock: {error}")
+    finally:
+        _reap([process] if process else [])
 
 
 def push_before_leaving(config: Config, vault: Vault) -> None:
@@ -4207,6 +4387,32 @@ def cmd_config(args: argparse.Namespace) -> int:
     return OK
 
 
+def cmd_env(args: argparse.Namespace) -> int:
+    """print what may have changed since a shell in the container was opened"""
+    if not in_pod():
+        raise UsageError("env is for the shell in the container", "tazpod enter opens one")
+    config, folder = the_project(), Path(WORKSPACE, ENVELOPE, "run")
+    lines: dict[str, str | None] = {}
+    living = {name: path for name, path in sessions(folder).items() if is_alive(path)}
+    if living:  # its own session, or the one that came after it to a shell in tmux
+        newest = max(living.values(), key=lambda path: path.stat().st_mtime_ns)
+        lease = living.get(os.environ.get("TAZPOD_SESSION", ""), newest)
+        script = f'unset COLORTERM; . {POD_TOOL}/bashrc; __tazpod_take "$0"; env -0'
+        said = capture(["bash", "-c", script, str(lease)]).out.decode(errors="replace")
+        found = dict(item.partition("=")[::2] for item in said.split("\0"))
+        lines = {"COLORTERM": None, **{name: found[name] for name in SESSION_VARIABLES[:3] if name in found}}
+    if os.environ.get("TMUX") or os.environ.get("STY"):
+        lines.pop("TERM", None)  # there it is the multiplexer's
+    if config.ssh_agent or os.environ.get("SSH_AUTH_SOCK") == POD_AGENT:
+        lines["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else None
+    lines |= {"HOST_CWD": os.environ["HOST_CWD"], "AWS_CONFIG_FILE": POD_AWS_CONFIG}
+    if config.ghost_mode:
+        lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "locked"
+    for name, value in lines.items():
+        emit(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
+    return OK
+
+
 # -- what --dry-run shows: nothing of this changes anything, and the words themselves are not run
 
 
@@ -4422,7 +4628,7 @@ def cmd_guard(args: argparse.Namespace) -> int:
 
 def cmd_setup(args: argparse.Namespace) -> int:
     """fit a new container (run by up, as root)"""
-    set_up_pod(args.user)
+    set_up_pod(args.user, args.links)
     return OK
 
 
@@ -4491,6 +4697,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("pull", cmd_pull, (WHAT, KEEP_MINE, TAKE_THEIRS)),
         Word("setup-storage", cmd_setup_storage),
     ),
+    "In the container": (Word("env", cmd_env),),
     "The vault's care": (
         Word("passwd", cmd_passwd, (PASSPHRASE_FD,)),
         Word("history", cmd_history, (REMOTE,)),
@@ -4500,7 +4707,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
 }
 INTERNAL = (
     Word(GUARD_WORD, cmd_guard),
-    Word(SETUP_WORD, cmd_setup, (option("user"),)),
+    Word(SETUP_WORD, cmd_setup, (option("user"), option("links", nargs="*"))),
     Word(HOLDERS_WORD, cmd_holders, (option("device", type=int),)),
 )
 ALIASES = {"ssh": ["enter"], "sync": ["pull"], "update": ["pull", "image"]}
@@ -4686,10 +4893,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def run() -> NoReturn:
+def program() -> NoReturn:
     """`main` for a process of its own, which ends at once: tidying an interpreter up takes 5 ms."""
     os._exit(main())
 
 
 if __name__ == "__main__":
-    run()
+    program()

@@ -213,6 +213,7 @@ COPY = ("docker", "cp", "-", f"{NAME}:/")
 SETUP = (
     *("docker", "exec", "-u", "0", NAME),
     *("python3", "/opt/tazpod/tazpod.py", "__internal_setup", "tazpod"),
+    *(".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
 )
 GUARD = ("docker", "exec", "-d", NAME, "/usr/local/bin/tazpod", "__internal_sync_daemon")
 IS_OPEN = ("docker", "exec", NAME, "mountpoint", "-q", "/home/tazpod/secrets")
@@ -296,7 +297,8 @@ def installed(project):
     """The tool is in the container already."""
     config = tazpod.load_config(project)
     record = tazpod.private_folder(config.run_folder) / "pod.json"
-    record.write_text(json.dumps({"container": "7" * 64, "tool": tazpod.tool_stamp()}))
+    facts = {"tool": tazpod.tool_stamp(), "user": "tazpod", "ghost": True, "links": SETUP[-6:]}
+    record.write_text(json.dumps({"container": "7" * 64, **facts}))
     return record
 
 
@@ -809,6 +811,7 @@ def test_a_failed_unlock_still_opens_the_shell(script, project, installed):
 
 def test_without_ghost_mode_there_are_no_vault_steps(script, project, installed):
     (project / tazpod.CONFIG_PATH).write_text("features: {ghost_mode: false}\n")
+    installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
     script.call(INSPECT, **answer("running", project))
     script.call(SHELL, code=5)
     assert script.play() == 5
@@ -990,7 +993,7 @@ def test_another_user_is_passed_to_every_exec(script, project):
     (project / tazpod.CONFIG_PATH).write_text("user: dev\n")
     script.call(INSPECT, **answer("running", project))
     script.call(COPY)
-    script.call((*SETUP[:-1], "dev"))
+    script.call((*SETUP[:-7], "dev", *SETUP[-6:]))
     script.call(("docker", "exec", NAME, "mountpoint", "-q", "/home/dev/secrets"))
     script.call(("docker", "exec", "-i", "-u", "dev", "-w", "/workspace", NAME, "/bin/bash"))
     script.call((*("docker", "exec", "-i", "-u", "dev"), *LEAVE[3:]))

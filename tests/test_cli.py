@@ -17,7 +17,7 @@ import tazpod
 HOST_WORDS = [word.name for word in tazpod.all_words().values() if word.host_only]
 POD_WORDS = ["unlock", "save", "lock", "passwd", "verify", "restore", "history"]
 POD_WORDS += ["login", "push", "pull", "setup-storage"]
-BOTH_WORDS = ["config"]
+BOTH_WORDS = ["config", "env"]  # env only says on the host where it belongs
 
 
 def shown(capfd):
@@ -59,6 +59,7 @@ STATUSES = [
     (["restore", "a", "b"], 2),
     (["pull", "nonsense"], 2),
     (["init", "--image"], 2),
+    (["env"], 2),
     (["__internal_setup"], 2),
     (["__internal_holders", "x"], 2),
     ([], 1),

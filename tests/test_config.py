@@ -139,6 +139,22 @@ def test_tokens_are_always_in_ram_and_no_bind_lies_in_another(names, binds):
     assert replace(DEFAULT, vault_binds=names).binds == binds
 
 
+@pytest.mark.parametrize(
+    "identity, binds, links",
+    [
+        ((".a", ".b", ".a"), (), (".a", ".b")),
+        ((".a", ".b"), (".a",), (".b",)),
+        ((".aws", ".a"), (), (".a",)),
+        ((".a/b", ".a", ".ab"), (), (".a", ".ab")),
+        ((".a/b", ".a/c", ".ab"), (".a",), (".ab",)),
+        ((".a", ".b"), (".a/b",), (".b",)),
+        ((), (".a",), ()),
+    ],
+)
+def test_what_the_vault_holds_is_not_linked_into_the_project(identity, binds, links):
+    assert replace(DEFAULT, identity=identity, vault_binds=binds).links == links
+
+
 @pytest.mark.parametrize("text, field, value", KEYS, ids=[text for text, *_ in KEYS])
 def test_each_key_sets_its_field_and_no_other(text, field, value):
     assert parsed(text) == replace(DEFAULT, aws_named=field.startswith("aws_"), **{field: value})

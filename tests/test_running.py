@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -826,3 +827,85 @@ def test_leaving_ends_ones_own_session_and_counts_the_others(tmp_path):
         assert tazpod.end_dead_sessions(config.run_folder, mine.id) == (1, 1)
         mine.close()
         assert tazpod.sessions(config.run_folder) == {other.id: other.path}
+
+
+@pytest.mark.parametrize(
+    "place, reason",
+    [
+        (None, "SSH_AUTH_SOCK is not set"),
+        ("gone", "No such file or directory"),
+        ("dead", "Connection refused"),
+        ("x" * 200, "AF_UNIX path too long"),
+    ],
+    ids=["unset", "gone", "dead", "too long"],
+)
+def test_without_an_agent_there_is_one_warning_and_a_session(place, reason, tmp_path, monkeypatch, capfd):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / place) if place else "")
+    session = tazpod.open_session(tazpod.Config(tmp_path, "x-lab", ssh_agent=True))
+    assert capfd.readouterr().err == f"tazpod: warning: no ssh agent for the container: {reason}\n"
+    assert sorted(path.suffix for path in session.folder.iterdir()) == [".lease"]
+    session.close()
+
+
+def test_what_the_lease_says_of_the_terminal(tmp_path, monkeypatch):
+    for name, value in (("TERM", "xterm"), ("COLORTERM", "a b"), ("LANG", "C'.UTF-8"), ("PATH_", "x")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/user/1000/agent")  # which is none of the container's business
+    session = tazpod.open_session(tazpod.Config(tmp_path, "x-lab"))
+    assert session.path.read_text() == "TERM=xterm\n"
+    session.close()
+
+
+# -- the shell's side
+
+
+SIGN = "\x1b[1;33m[open] \x1b[0m"
+PROMPTS = {  # where the secrets are mounted, what ~/.bashrc says, the environment; the prompt
+    "locked": ("/nowhere", "", {}, "[locked] P> "),
+    "open": ("/proc", "", {}, f"{SIGN}P> "),
+    "no vault": ("", "", {}, "P> "),
+    "no colours": ("/proc", "", {"NO_COLOR": "1"}, "[open] P> "),
+    "a dumb terminal": ("/proc", "", {"TERM": "dumb"}, "[open] P> "),
+    "a prompt of one's own": ("/proc", "PS1='mine> '", {}, f"{SIGN}mine> "),
+    "a command": ("/proc", "PROMPT_COMMAND='echo -n ran. >&2'", {}, f"ran.{SIGN}P> "),
+    "a command before": ("/proc", 'PROMPT_COMMAND="echo -n ran. >&2;$PROMPT_COMMAND"', {}, f"ran.{SIGN}P> "),
+    "a command from outside": ("/proc", "", {"PROMPT_COMMAND": "echo -n ran. >&2"}, f"ran.{SIGN}P> "),
+    "a prompt made each time": ("/proc", "PROMPT_COMMAND='PS1=\"new> \"'", {}, f"{SIGN}new> "),
+    "the status": ("/proc", "PS1='$?> '", {}, f"{SIGN}3> "),
+    "no prompt": ("/proc", "PS1=", {}, ""),
+    "no variables in it": ("/proc", "shopt -u promptvars", {}, "P> "),
+    "strict": ("/proc", "set -u", {}, f"{SIGN}P> "),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_the_prompt_tells_of_the_vault_and_leaves_the_rest_alone(case, tmp_path):
+    secrets, bashrc, env, prompt = PROMPTS[case]
+    rc = tmp_path / "bashrc"
+    rc.write_text(f"PS1='P> '\n__tazpod_secrets={secrets}\n{tazpod.BASH_HOOK}\n{bashrc}\n")
+    env = {"PATH": os.environ["PATH"], "TERM": "xterm", "HOME": str(tmp_path), **env}
+    argv = ["bash", "--noediting", "--rcfile", str(rc), "-i"]
+    done = subprocess.run(argv, input="(exit 3)\n(exit 3)\n", env=env, capture_output=True, text=True)
+    shown = [line for line in done.stderr.splitlines() if "job control" not in line and "ioctl" not in line]
+    first = prompt.replace("3>", "0>")
+    assert "".join(shown) == f"{first}{prompt}{prompt}exit"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("", ""),
+        ("echo out; echo err >&2", "out\nerr\n"),
+        ("exit 7", "tazpod: warning: hooks.pre_lock ended with status 7\n"),
+        ("kill -9 $$", "tazpod: warning: hooks.pre_lock ended with status -9\n"),
+        ("exec sleep 1000", "tazpod: warning: hooks.pre_lock did not end within 0.5 seconds\n"),
+    ],
+)
+def test_the_hook_before_the_lock_stops_nothing(command, said, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tazpod, "WORKSPACE", str(tmp_path))
+    monkeypatch.setattr(tazpod, "TIME_LIMIT", 0.5 if "sleep" in command else 60)
+    tazpod.before_lock(command)
+    assert capfd.readouterr() == ("", said)

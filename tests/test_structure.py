@@ -84,9 +84,9 @@ def test_a_section_calls_only_upward():
 
 
 def test_main_is_the_last_definition_and_stands_in_the_last_section():
-    assert [node.name for node in TREE.body[-3:-1]] == ["main", "run"]
+    assert [node.name for node in TREE.body[-3:-1]] == ["main", "program"]
     assert section_of(TREE.body[-3].lineno) == 11
-    assert ast.unparse(TREE.body[-1]) == "if __name__ == '__main__':\n    run()"
+    assert ast.unparse(TREE.body[-1]) == "if __name__ == '__main__':\n    program()"
 
 
 @pytest.mark.parametrize("lower, upper", [(5, 6), (6, 5), (5, 7), (7, 5), (6, 7), (7, 6)])
