@@ -120,7 +120,9 @@ GITIGNORE = """\
 """
 
 CONFIG_TEMPLATE = """\
-# TazPod: the runtime contract of this project. Every key is optional.
+# TazPod: the runtime contract of this project. Every key is optional, and there are more of them:
+# ports, mounts, env, shell, docker.args, hooks, identity, network.mtu, features.ssh_agent, vault.binds
+# and others. `tazpod config` prints all with their values.
 image: {image}
 container_name: {name}
 user: tazpod                            # the operator's account in the container

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import enginelib
 import pytest
+import s3lib
 from enginelib import PASSPHRASE, Place, docker
 
 import tazpod
@@ -115,3 +116,29 @@ def test_a_command(lab: Place) -> None:
 
 def test_words_that_change_nothing_are_run(lab: Place) -> None:
     assert "openpgp" in lab.ok("--dry-run", "history")
+
+
+def test_the_storage(place: Place) -> None:
+    place.init(*s3lib.CONFIG[:1], "sync.interval: 0", "sync.push_on_exit: false")
+    place.env |= s3lib.KEYS
+    place.ok("up")
+    cloud = s3lib.Cloud(place.name, place.box / "cloud")
+    try:
+        place.ok("unlock", passphrase=PASSPHRASE)
+        place.ok("save", "--force")
+        for words in (["setup-storage"], ["push"], ["pull"]):
+            assert calls(shown(place, *words)) == calls(ran(place, *words)), words
+        place.reads("echo more > ~/secrets/more")
+        place.ok("save")
+        expected = calls(shown(place, "push"))
+        assert [call.split()[2] for call in expected] == ["copy-object", "put-object"]
+        assert expected == calls(ran(place, "push"))
+    finally:
+        cloud.close()
+
+
+def calls(lines: list[str]) -> list[str]:
+    """The calls of aws that send, fetch or change, less what is made up anew each time."""
+    lines = [line for line in lines if re.match(r"aws s3api (put|copy|create|delete|get)-", line)]
+    lines = [re.sub(r"(--body|get-object .*) \S*(FILE|\.part)$", r"\1 FILE", line) for line in lines]
+    return [re.sub(r"--body \S+|tazpod-push=\w+", "-", line) for line in lines]
