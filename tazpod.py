@@ -332,6 +332,7 @@ class Options:
     yes = False
     dry_run = False
     hurry = False  # not the moment to load plumbum: see `spawn`
+    folder: Path | None = None  # what --pod says instead of the current folder
 
 
 OPTIONS = Options()
@@ -1446,6 +1447,30 @@ def look(config: Config) -> tuple[Container | None, str]:
 def find_container(config: Config) -> Container | None:
     """The container of our name, None when there is none; errors as `look`."""
     return look(config)[0]
+
+
+def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
+    """The containers on this engine that TazPod made, by name: all of them, or those that are named."""
+    names = names or docker(["docker", "container", "ls", "-aq"]).out.decode().split()
+    result = capture(["docker", "container", "inspect", *names]) if names else Result(0, b"[]", "")
+    if result.code != 0 and "no such container" not in result.err.lower():  # one may have gone meanwhile
+        raise engine_error(result)
+    pods = {}
+    for data in json.loads(result.out):
+        mounts = [mount.get("Destination") for mount in data.get("Mounts") or ()]
+        if WORKSPACE in mounts and any(item.startswith("HOST_CWD=") for item in data["Config"]["Env"] or ()):
+            pods[data["Name"].lstrip("/")] = container_of(data)
+    return pods
+
+
+def project_of(name: str) -> Path:
+    """The folder of a pod's project, wherever on this host it is."""
+    pod = find_pods([name]).get(name) if CONTAINER_NAME.fullmatch(name) else None
+    if pod is None:
+        raise UsageError(f"--pod: there is no pod named {name!r}", "tazpod list")
+    if not Path(str(pod.project), ENVELOPE).is_dir():
+        raise TazpodError(f"the project of {name} is gone: {pod.project}", f"docker rm -f {name}")
+    return Path(str(pod.project))
 
 
 def vault_is_open(config: Config, strict: bool = True) -> bool:
@@ -3649,7 +3674,7 @@ def leave_and_tell(config: Config, session: Session, interrupted: bool, code: in
     return code or FAILED
 
 
-def run(config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None) -> int:
+def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None) -> int:
     """A command in the pod, with the vault if it is open or may be opened; the command's exit status.
 
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
@@ -3896,11 +3921,16 @@ def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
 # ── 10. commands ──────────────────────────────────────────────────────────────────────────
 
 
+def here() -> Path:
+    """The folder that a word is about."""
+    return OPTIONS.folder or Path.cwd()
+
+
 def the_project() -> Config:
-    """The config of the project around the current folder."""
-    project = Path(WORKSPACE) if in_pod() else find_project(Path.cwd())
+    """The config of the project around this folder."""
+    project = Path(WORKSPACE) if in_pod() else find_project(here())
     if project is None:
-        raise TazpodError(f"there is no TazPod project at or above {Path.cwd()}", "tazpod init")
+        raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
     return load_config(project)
 
 
@@ -3927,17 +3957,16 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
 
 def cmd_init(args: argparse.Namespace) -> int:
     """create .tazpod/ in this folder"""
-    init_project(Path.cwd(), args.image, args.name)
+    init_project(here(), args.image, args.name)
     return OK
 
 
 def cmd_enter(args: argparse.Namespace) -> int:
     """start what is needed, unlock, open a shell; save and lock when it ends"""
-    here = Path.cwd()
-    if find_project(here) is None:
-        if not confirm(f"There is no TazPod project here. Start one in {here}?"):
-            raise TazpodError(f"there is no TazPod project at or above {here}", "tazpod init")
-        init_project(here)
+    if find_project(here()) is None:
+        if not confirm(f"There is no TazPod project here. Start one in {here()}?"):
+            raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
+        init_project(here())
     return enter(the_project())
 
 
@@ -3951,14 +3980,49 @@ def command_of(args: argparse.Namespace) -> list[str]:
 
 def pod_folder(config: Config) -> str:
     """The folder of the container that shows the current one."""
-    return str(WORKSPACE / Path.cwd().relative_to(config.project))
+    return str(WORKSPACE / here().relative_to(config.project))
 
 
 def cmd_run(args: argparse.Namespace) -> int:
     """run a command in the container, in this folder of it; its exit status"""
     words, config = command_of(args), the_project()
     passphrase = None if args.passphrase_fd is None else read_passphrase(args.passphrase_fd)
-    return run(config, words, pod_folder(config), passphrase)
+    return run_inside(config, words, pod_folder(config), passphrase)
+
+
+def vault_shown(name: str, pod: Container) -> str:
+    """`open`, `locked`, or `-` where there is no vault or nobody can tell."""
+    config, path = Config(Path(str(pod.project)), name), Path(str(pod.project), CONFIG_PATH)
+    try:
+        config = parse_config(path.read_text(encoding="utf-8"), config.project)[0]
+        if not config.ghost_mode or pod.status == "paused":
+            return "-"
+        config = config._replace(container_name=name)
+        opened = shows_open_vault(config, pod) or (pod.running and vault_is_open(config))
+        return "open" if opened else "locked"
+    except (TazpodError, OSError, UnicodeDecodeError):
+        return "-"
+
+
+def cmd_list(args: argparse.Namespace) -> int:
+    """list the pods on this engine"""
+    rows = [
+        {"name": name, "state": pod.status, "vault": vault_shown(name, pod), "project": str(pod.project)}
+        for name, pod in sorted(find_pods().items())
+    ]
+    if args.json:
+        emit(json.dumps([{**row, "gone": not os.path.isdir(row["project"])} for row in rows], indent=2))
+        return OK
+    lines = [("NAME", "STATE", "VAULT", "PROJECT")] if rows else []
+    for row in rows:
+        gone = "" if os.path.isdir(row["project"]) else "  (this folder is gone)"
+        lines.append((row["name"], row["state"], row["vault"], row["project"] + gone))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for cells in lines:
+        emit("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
+    if not rows:
+        say("there is no pod on this engine")
+    return OK
 
 
 def cmd_up(args: argparse.Namespace) -> int:
@@ -4449,9 +4513,18 @@ def _show_enter(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _show_run(args: argparse.Namespace, config: Config) -> Iterator[str]:
+    words = command_of(args)
     yield from _show_up(args, config)
-    claim, terminal = f"{WORKSPACE}/{ENVELOPE}/run/SESSION.shell", on_terminal() and sys.stdout.isatty()
-    yield line(exec_argv(config, command_of(args), terminal, pod_folder(config), claim))
+    container = find_container(config)
+    given = ["--passphrase-fd", "0"] if args.passphrase_fd is not None else []
+    opened = bool(config.ghost_mode and container and container.running and vault_is_open(config))
+    unlocks = config.ghost_mode and not opened and has_sealed(host_vault(config)) and (given or on_terminal())
+    if unlocks:
+        yield from _pod_lines(config, ["unlock"], given)
+    claim = f"{WORKSPACE}/{ENVELOPE}/run/SESSION.shell"
+    yield line(exec_argv(config, words, on_terminal() and os.isatty(1), pod_folder(config), claim))
+    if unlocks or (opened and live_sessions(config.run_folder)):
+        yield line(exec_argv(config, ["tazpod", "lock", "--leaving", "SESSION"], terminal=False))
 
 
 def _show_down(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -4672,6 +4745,7 @@ KEEP_MINE = option("--keep-mine", action="store_true", help="put theirs into the
 TAKE_THEIRS = option("--force", action="store_true", help="take theirs, and put mine into the history")
 OVERWRITE = option("--force", action="store_true", help="replace theirs, which goes to the history there")
 REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
+JSON = option("--json", action="store_true", help="for programs")
 COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
@@ -4692,6 +4766,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("down", cmd_down, (DISCARD,), host_only=True),
         Word("build", cmd_build, host_only=True),
         Word("config", cmd_config),
+        Word("list", cmd_list, (JSON,), host_only=True),
     ),
     "Storage": (
         Word("login", cmd_login),
@@ -4722,6 +4797,7 @@ opens a shell; when the shell ends it saves what changed and locks the vault.
 """
 HELP_TAIL = """\
 Options
+  --pod NAME        of the project of that pod, not of this folder
   --yes             answer yes to every question
   --debug           print every command that is run; show tracebacks
   --dry-run         print the commands that would change something, in order; run none of them
@@ -4759,7 +4835,7 @@ def make_parser(word: Word) -> argparse.ArgumentParser:
         prog=f"tazpod {word.name}",
         description=summary[:1].upper() + summary[1:] + ".",
         allow_abbrev=False,
-        epilog="--yes, --debug and --dry-run work with every word.",
+        epilog="--pod, --yes, --debug and --dry-run work with every word.",
     )
     for names, settings in word.options:
         hidden = {"help": argparse.SUPPRESS} if settings.get("help") == HIDDEN else {}
@@ -4812,7 +4888,9 @@ def forward_words(word: Word, args: argparse.Namespace) -> list[str]:
 def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
     words: list[str] = []
-    for number, item in enumerate(argv):
+    pod: str | None = None
+    items = iter(enumerate(argv))
+    for number, item in items:
         # What follows the first word of run's command is not for us.
         command = words[:1] == ["run"] and item[:1] != "-" and words[-1] != "--passphrase-fd"
         if item == "--" or command:
@@ -4820,6 +4898,8 @@ def dispatch(argv: Sequence[str]) -> int:
             break
         if item in ("--yes", "--debug", "--dry-run"):
             setattr(OPTIONS, item[2:].replace("-", "_"), True)
+        elif item.partition("=")[0] == "--pod":
+            pod = item[6:] if "=" in item else next(items, (0, ""))[1]
         else:
             words.append(item)
     words = ALIASES.get(words[0], words[:1]) + words[1:] if words else ["enter"]
@@ -4836,6 +4916,10 @@ def dispatch(argv: Sequence[str]) -> int:
     args.word, args.forward = word.name, forward_words(word, args)
     if word.host_only and in_pod():
         raise UsageError(f"{word.name} is for the host; this is inside the container")
+    if pod is not None:
+        if in_pod():
+            raise UsageError("--pod is for the host; this is inside the container")
+        OPTIONS.folder = project_of(pod)
     if not OPTIONS.dry_run or word.name not in SHOWN:
         return word.run(args)
     for text in SHOWN[word.name](args, the_project()):

@@ -195,7 +195,8 @@ class Place:
             read_end, write_end = os.pipe()
             os.write(write_end, passphrase.encode() + b"\n")
             os.close(write_end)
-            words, fds = (words[0], "--passphrase-fd", str(read_end), *words[1:]), (read_end,)
+            end = words.index("run") + 1 if "run" in words else len(words)  # the rest is the command's
+            words, fds = (*words[:end], "--passphrase-fd", str(read_end), *words[end:]), (read_end,)
         try:
             return subprocess.run(
                 [*self.argv, *words],

@@ -43,6 +43,9 @@ STATUSES = [
     (["--nonsense"], 2),
     (["-x"], 2),
     (["--", "up"], 2),
+    (["--pod"], 2),
+    (["--pod=", "up"], 2),
+    (["up", "--pod", "-x"], 2),
     (["run"], 2),
     (["run", "--"], 2),
     (["run", "-la"], 2),
@@ -281,9 +284,15 @@ def test_the_pod_refuses_the_words_of_the_host(word, monkeypatch, capfd):
     assert shown(capfd)[1][0] == said
 
 
+def test_the_pod_refuses_to_be_sent_to_another(monkeypatch, capfd):
+    monkeypatch.setattr(tazpod, "in_pod", lambda: True)
+    assert tazpod.main(["--pod", "x-lab", "history"]) == 2
+    assert shown(capfd)[1][0] == "tazpod: error: --pod is for the host; this is inside the container"
+
+
 def test_every_word_is_for_the_host_or_for_both():
     assert sorted([*HOST_WORDS, *POD_WORDS, *BOTH_WORDS]) == sorted(tazpod.all_words())
-    assert set(HOST_WORDS) == {"enter", "run", "init", "up", "down", "build"}
+    assert set(HOST_WORDS) == {"enter", "run", "init", "up", "down", "build", "list"}
 
 
 @pytest.mark.parametrize("host_cwd", [None, "", "/srv/x"])

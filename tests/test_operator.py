@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 from functools import partial
 
 import enginelib
 import pytest
-from enginelib import PASSPHRASE, SECRET, Place, Terminal, eventually
+from enginelib import PASSPHRASE, SECRET, Place, Terminal, docker, eventually, unique
 
 place, lab, template = enginelib.place, enginelib.lab, enginelib.template
 project_with_vault = enginelib.project_with_vault
@@ -178,3 +180,56 @@ def test_ctrl_c_without_a_terminal_of_its_own_ends_the_command(opened: Place) ->
     assert command.wait() == 130
     eventually(lambda: lines_of(opened, "sleep 2345") == 0, "the command is ended")
     assert opened.is_open()
+
+
+# -- list, and --pod
+
+
+def test_list_names_every_pod_and_what_became_of_it(
+    lab: Place, place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def rows() -> dict[str, dict[str, object]]:
+        answer = json.loads(lab.ok("list", "--json"))
+        assert all(set(row) == {"name", "state", "vault", "project", "gone"} for row in answer)
+        assert [row["name"] for row in answer] == sorted(row["name"] for row in answer)
+        ours = {str(row.pop("name")): row for row in answer}
+        return {name: row for name, row in ours.items() if name in (lab.name, place.name, stranger)}
+
+    stranger = unique()  # its HOST_CWD alone makes no pod
+    docker("create", "--name", stranger, "-e", "HOST_CWD=/srv", enginelib.IMAGE, "true")
+    docker("stop", "-t", "0", lab.name)
+    here = {"project": str(lab.folder), "gone": False}
+    try:
+        assert rows() == {lab.name: {**here, "state": "exited", "vault": "locked"}}
+        lab.ok("unlock", passphrase=PASSPHRASE)
+        assert rows() == {lab.name: {**here, "state": "running", "vault": "open"}}
+        docker("pause", lab.name)
+        place.init("features.ghost_mode: false")
+        place.ok("up")
+        there = {"project": str(place.folder), "gone": False, "state": "running", "vault": "-"}
+        assert rows() == {lab.name: {**here, "state": "paused", "vault": "-"}, place.name: there}
+        docker("unpause", lab.name)
+        shutil.rmtree(place.folder)
+        lines = lab.ok("list").splitlines()
+        starts = [lines[0].index(title) for title in ("NAME", "STATE", "VAULT", "PROJECT")]
+        (row,) = (line for line in lines if line.startswith(f"{place.name} "))
+        assert [row[start:].split()[0] for start in starts] == [place.name, "running", "-", str(place.folder)]
+        assert row.endswith("  (this folder is gone)")
+
+        # --pod: from anywhere.
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        lab.ok("lock")
+        done = lab.run("--pod", lab.name, "run", "pwd", cwd=elsewhere)
+        assert (done.returncode, done.stdout) == (0, "/workspace\n")
+        done = lab.run("history", f"--pod={lab.name}", cwd=elsewhere)
+        assert "openpgp" in done.stdout
+        for name, said in (
+            (place.name, f"the project of {place.name} is gone: {place.folder}"),
+            (stranger, f"--pod: there is no pod named '{stranger}'"),
+            ("no-such-pod", "--pod: there is no pod named 'no-such-pod'"),
+        ):
+            done = lab.run("--pod", name, "history", cwd=elsewhere)
+            assert (done.returncode, done.stdout) == (1 if "gone" in said else 2, "")
+            assert done.stderr.splitlines()[0] == f"tazpod: error: {said}"
+    finally:
+        docker("rm", "-f", stranger)
