@@ -287,7 +287,10 @@ __tazpod_prompt() {
 
 # What `run` starts: it ties itself to the session of its host side as the shell does, and goes on as
 # the command under the same process number.
-CLAIM = 'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0"); exec bash -lc "$1"'
+CLAIM = (
+    'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0"); '
+    f'. {POD_TOOL}/bashrc; __tazpod_take "${{0%shell}}"[lv]*; exec bash -lc "$1"'
+)
 
 # ── 1. errors ─────────────────────────────────────────────────────────────────────────────
 
@@ -4611,6 +4614,8 @@ def _save_lines(args: argparse.Namespace, vault: Vault) -> Iterator[str]:
 def _show_lock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     if not is_open(vault):
         return
+    if config.pre_lock:
+        yield line(["bash", "-lc", config.pre_lock])
     if not args.discard:
         yield from _save_lines(args, vault)
     yield line(as_root(["mount", "--move", str(vault.mount), str(vault.transit)]))

@@ -66,7 +66,7 @@ def ran(place: Place, *words: str, passphrase: str | None = None) -> list[str]:
 
 
 def test_the_life_of_a_project(place: Place) -> None:
-    place.init("network.mtu: 1300", "hooks.post_up: 'true'")
+    place.init("network.mtu: 1300", "hooks.post_up: 'true'", "hooks.pre_lock: 'true'")
     docker("network", "rm", tazpod.network_name(1300), check=False)
     for words, passphrase in (
         (["up"], None),

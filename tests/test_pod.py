@@ -201,6 +201,10 @@ def test_the_agent_of_the_newest_session_is_reached_from_everywhere(pod: Place, 
         assert person.sh("ssh-add -l").split()[2] == "first"
         assert third.leaves() == 0
         assert person.sh("ssh-add -l").split()[2] == "second"
+        done = pod.run(
+            "run", "--", "sh", "-c", "ssh-add -l; echo $COLORTERM", SSH_AUTH_SOCK=first, COLORTERM="x"
+        )
+        assert (done.returncode, done.stdout.split()[2::2]) == (0, ["first", "x"])
         person.sh("tmux kill-server")
         assert person.leaves() == 0
     assert [path for path in run.iterdir() if "agent" in path.name] == []
@@ -250,7 +254,7 @@ def test_the_terminal_reaches_the_shell(shell: str, pod: Place, monkeypatch: pyt
     config = tazpod.Config(pod.folder, pod.name, shell=shell)
     session = tazpod.open_session(config)
     try:
-        session.starting()
+        session.become("session")
         script = "echo $TERM $COLORTERM $LANG $TAZPOD_SESSION $TAZPOD_CLAIM; echo $$ $0; exit 5\n"
         flags = ["-i"] if shell == "/bin/bash" else []  # off a terminal, only an interactive one claims
         argv = [*tazpod.shell_argv(config, terminal=False), *flags]
