@@ -55,7 +55,7 @@ def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", f"{stub_path}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_HOST", "tcp://engine.example:2375")
     record = tazpod.private_folder(config.run_folder) / "pod.json"
-    record.write_text(json.dumps({"container": ID, "tool": tazpod.tool_stamp()}))
+    record.write_bytes(tazpod._tool_record(config, Container(ID, "running", "", None)))
     return project
 
 
