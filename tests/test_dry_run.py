@@ -113,11 +113,8 @@ def test_entering(lab: Place) -> None:
     ]
 
 
-def test_a_command(lab: Place) -> None:
-    expected = shown(lab, "run", "ls", "-la")
-    assert [line.replace("SESSION", "ID") for line in expected] == [
-        re.sub("run/[0-9a-f]{16}.shell", "run/ID.shell", line) for line in ran(lab, "run", "ls", "-la")
-    ]
+def test_a_command_in_a_locked_vault(lab: Place) -> None:
+    assert shown(lab, "run", "ls", "-la") == ran(lab, "run", "ls", "-la")
 
 
 def test_words_that_change_nothing_are_run(lab: Place) -> None:
