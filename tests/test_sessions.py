@@ -113,7 +113,7 @@ def test_an_unlock_left_at_its_prompt_blocks_nobody(lab: Place) -> None:
             orphan.answers((r"Unlock it\? \[y/N\] ", "y"))
         orphan.sees(ASK)
         orphan.kill(signal.SIGKILL)
-    assert lab.inside("pgrep -f 'main... unlock$'").returncode == 0
+    assert lab.inside("pgrep -f 'program.. unlock$'").returncode == 0
     person = lab.enter()
     assert person.sh("cat ~/secrets/kept") == SECRET
     assert person.leaves() == 0
