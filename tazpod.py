@@ -3661,9 +3661,11 @@ def enter(config: Config) -> int:
 def leave_and_tell(config: Config, session: Session, interrupted: bool, code: int) -> int:
     """Leave, and say what became of the vault when that failed; the status to exit with."""
     left = leave(config, session, interrupted)
+    container = find_container(config) if left != 0 else None
+    if container and container.running and not vault_is_open(config, strict=False):
+        left = leave(config, session, interrupted)  # it was down just now: what is lost is told there
     if left == 0:
         return code
-    container = find_container(config)
     if container is None or not container.running:
         complain(
             TazpodError(
