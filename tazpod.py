@@ -3705,7 +3705,8 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
             session.become("visit")
         claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.shell"
         terminal = on_terminal() and os.isatty(1)
-        code = run_foreground(exec_argv(config, words, terminal, folder, claim))
+        env = docker_settings(config) if terminal else None
+        code = run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
         cut = code >= 128  # a docker that was ended leaves the command behind
     finally:
         try:

@@ -823,8 +823,19 @@ def test_a_lock_that_fails_is_told_and_is_never_status_0(*, shell, status, scrip
     script.call(SHELL, code=shell)
     script.call(LEAVE, code=1)
     script.call(INSPECT, **answer("running", project))
+    script.call(IS_OPEN)
     assert script.play() == status
     assert errors(capfd) == "the vault was not locked"
+
+
+def test_a_container_that_is_back_without_its_vault_is_left_again(script, project, installed):
+    warm(script, project, opened=True)
+    script.call(SHELL, code=137)
+    script.call(LEAVE, code=1)
+    script.call(INSPECT, **answer("running", project))
+    script.call(IS_OPEN, **NOT_OPEN)
+    script.call(LEAVE)
+    assert script.play() == 137
 
 
 @pytest.mark.parametrize("now", [NO_CONTAINER, "exited"], ids=["removed", "stopped"])
