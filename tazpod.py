@@ -272,7 +272,7 @@ tazpod() {  # with `env`: take over what has changed
 }
 __tazpod_prompt() {
   local table
-  read -rd '' table < /proc/self/mountinfo
+  read -rd '' table < /proc/self/mountinfo || :
   __tazpod_mark='[locked] ' __tazpod_on= __tazpod_off=
   if [[ $table = *" $__tazpod_secrets "* ]]; then
     __tazpod_mark='[open] '
@@ -2610,7 +2610,8 @@ def bridge(vault: Vault) -> None:
         if not make_folders(vault.home, name):
             warn(f"~/{name}: a file or link is in the way; {stays}: lock, remove it, unlock")
             continue
-        if name == ".aws" and mounted_at(target) is not None:  # the RAM of a login before this unlock
+        mount = mounted_at(target)
+        if name == ".aws" and mount and mount.kind == "tmpfs":  # the RAM of a login before this unlock
             shutil.copytree(target, source, symlinks=True, dirs_exist_ok=True)
             unmount(target)
         if mounted_at(target) is not None:
@@ -2860,7 +2861,8 @@ def lock(vault: Vault, *, saved: bool = False) -> list[str] | None:
         if saved and is_open(vault) and survey(vault.mount).digest != read_state(vault).get("tree"):
             return None
         holders = take_away(vault)
-        if mounted_at(vault.home / ".aws") is not None:
+        mount = mounted_at(vault.home / ".aws")
+        if mount and mount.kind == "tmpfs":
             unmount(vault.home / ".aws")
         return holders
 

@@ -876,7 +876,7 @@ PROMPTS = {  # where the secrets are mounted, what ~/.bashrc says, the environme
     "the status": ("/proc", "PS1='$?> '", {}, f"{SIGN}3> "),
     "no prompt": ("/proc", "PS1=", {}, ""),
     "no variables in it": ("/proc", "shopt -u promptvars", {}, "P> "),
-    "strict": ("/proc", "set -u", {}, f"{SIGN}P> "),
+    "no unset variables": ("/proc", "set -u", {}, f"{SIGN}P> "),
 }
 
 

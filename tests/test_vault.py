@@ -252,6 +252,22 @@ def test_a_bind_leads_out_of_no_vault(
     assert snapshot(out) == before
 
 
+def test_what_a_person_mounts_over_aws_stays(
+    worlds: Callable[..., World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = worlds()
+    own, place = world.root / "own", world.vault.home / ".aws"
+    for folder in (own, place):
+        folder.mkdir()
+    (own / "config").write_text("mine")
+    run("mount", "--bind", own, place)
+    world.unlock()
+    assert "~/.aws: something is mounted there, and stays" in capfd.readouterr().err
+    tazpod.lock(world.vault)
+    assert world.mounted() == [".aws"]
+    assert (place / "config").read_text() == "mine"
+
+
 def test_empty_and_large_files_and_two_thousand_come_back(worlds: Callable[..., World]) -> None:
     fresh, content = worlds(size="16m"), random.Random(2000)
     fresh.unlock()
