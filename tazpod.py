@@ -3328,7 +3328,6 @@ def relay_agent(place: Path) -> None:
             probe.connect(agent)
         server = socketserver.ThreadingUnixStreamServer(str(place), Relay)
         server.daemon_threads = True
-        place.chmod(0o600)
         give_to_owner(place)
     except OSError as error:  # a path that is too long for a socket has no strerror
         reason = error.strerror or error if agent else "SSH_AUTH_SOCK is not set"
@@ -3542,11 +3541,12 @@ def pod_command(
         return run_foreground(argv, stdin=fd)
 
 
-def docker_settings(config: Config) -> dict[str, str]:
+def docker_settings() -> dict[str, str]:
     """The environment for a docker that leaves Ctrl-P to the shell.
 
     Docker's default keys to detach begin with it; they can be set in its config file alone, since the
     argv of entering is fixed.  Nothing secret is copied, and whoever set keys of their own keeps them.
+    Outside the project: such a file may name programs for docker to run.
     """
     own = Path(os.environ.get("DOCKER_CONFIG") or home_folder() / ".docker")
     settings: dict[str, Any] = {}
@@ -3554,16 +3554,19 @@ def docker_settings(config: Config) -> dict[str, str]:
         settings = json.loads((own / "config.json").read_text())
     if "detachKeys" in settings or "HttpHeaders" in settings:
         return {}
-    context = {name: settings[name] for name in ("currentContext",) if name in settings}
-    text = json.dumps({**context, "detachKeys": DETACH_KEYS}).encode()
-    folder = private_folder(config.run_folder / "docker")
-    with contextlib.suppress(OSError):
-        if not (folder / "contexts").is_symlink():
-            (folder / "contexts").symlink_to(own / "contexts")
-            give_to_owner(folder / "contexts")
-    path = folder / "config.json"
-    if not path.is_file() or path.read_bytes() != text:
-        write_whole(path, text)
+    context = settings.get("currentContext", "default")
+    text = json.dumps({"currentContext": context, "detachKeys": DETACH_KEYS}).encode()
+    folder = state_folder() / "docker"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link, path = folder / "contexts", folder / "config.json"
+        if not link.is_symlink() or os.readlink(link) != str(own / "contexts"):
+            link.unlink(missing_ok=True)
+            link.symlink_to(own / "contexts")
+        if not path.is_file() or path.read_bytes() != text:
+            write_whole(path, text)
+    except OSError:
+        return {}
     return {"DOCKER_CONFIG": str(folder), "DOCKER_CERT_PATH": os.environ.get("DOCKER_CERT_PATH", str(own))}
 
 
@@ -3581,7 +3584,7 @@ def open_shell(config: Config, session: Session) -> int:
                 tool("docker")  # loads plumbum, now that nobody waits
 
         terminal = on_terminal() and sys.stdout.isatty()
-        env = docker_settings(config) if terminal else None
+        env = docker_settings() if terminal else None
         return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
 
 
@@ -3707,7 +3710,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
             session.become("visit")
         claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.shell"
         terminal = on_terminal() and os.isatty(1)
-        env = docker_settings(config) if terminal else None
+        env = docker_settings() if terminal else None
         code = run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
         cut = code >= 128  # a docker that was ended leaves the command behind
     finally:
