@@ -105,6 +105,7 @@ RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
 
 SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
 GUARD_WORD, STATUS_WORD = "__internal_sync_daemon", "__internal_status"
+DOCTOR_WORD = "__internal_doctor"
 
 ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 
@@ -3974,12 +3975,17 @@ def here() -> Path:
     return OPTIONS.folder or Path.cwd()
 
 
-def the_project() -> Config:
-    """The config of the project around this folder."""
+def project_folder() -> Path:
+    """The project around this folder."""
     project = Path(WORKSPACE) if in_pod() else find_project(here())
     if project is None:
         raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
-    return load_config(project)
+    return project
+
+
+def the_project() -> Config:
+    """The config of the project around this folder."""
+    return load_config(project_folder())
 
 
 def init_project(project: Path, image: str = "", name: str = "") -> None:
@@ -4576,11 +4582,13 @@ class Facts(NamedTuple):
 
 
 def epoch(text: str) -> int | None:
-    """A moment in UTC, as we or the AWS CLI write it, in seconds of the epoch."""
+    """A moment as we, the AWS CLI and Docker write it, in seconds of the epoch."""
     import calendar
 
+    zone = re.search(r"([+-])(\d\d):(\d\d)$", text[19:])
+    shift = int(f"{zone[1]}1") * (int(zone[2]) * 3600 + int(zone[3]) * 60) if zone else 0
     with contextlib.suppress(ValueError):
-        return calendar.timegm(time.strptime(text[:19].replace("T", " "), "%Y-%m-%d %H:%M:%S"))
+        return calendar.timegm(time.strptime(text[:19].replace("T", " "), "%Y-%m-%d %H:%M:%S")) - shift
     return None
 
 
@@ -4830,6 +4838,188 @@ def cmd_status(args: argparse.Namespace) -> int:
         if wrong:
             emit(f"next: {wrong[0][1]}  ({wrong[0][0]})")
     return UNWELL if wrong else OK
+
+
+# -- doctor
+
+
+class Check(NamedTuple):
+    """One thing that `doctor` looked at: ok, advice or failure; about what; what it saw; the exact fix."""
+
+    level: str
+    name: str
+    what: str
+    fix: str = ""
+
+
+def check(name: str, good: object, what: str, fix: str, bad: str = "failure") -> Check:
+    """A check that is ok when it is `good`."""
+    return Check("ok", name, what) if good else Check(bad, name, what, fix)
+
+
+def check_engine(config: Config) -> Iterator[Check]:
+    """The engine, its clock, the network, image and container."""
+    result = capture(["docker", "info", "--format", "{{json .}}"], limit=30)
+    info = json.loads(result.out.strip() or b"{}") if result.code == 0 else {}
+    if not info.get("ServerVersion"):
+        raise engine_error(result)
+    yield Check("ok", "engine", f"Docker {info['ServerVersion']}, {info.get('OperatingSystem', '')}")
+    skew = abs((epoch(str(info.get("SystemTime"))) or 0) - time.time())
+    fix = "set the clock of the engine's machine: logins and the storage need it"
+    yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
+    container, image = look(config)
+    what = f"{config.image} is {'here' if image else 'not here'}"
+    yield check("image", image, what, "tazpod pull image", "advice")
+    old = drift(config, container, image) if container else []
+    narrow = [what for what in old if what.startswith("the network")]
+    mtu = f"the way to the internet takes {route_mtu() or 'an unknown number of'} bytes"
+    yield check("MTU", not narrow, narrow[0] if narrow else mtu, "tazpod up --recreate")
+    for what in old:
+        if what not in narrow:
+            yield Check("advice", "container", f"it is older than {what}", "tazpod up --recreate")
+    if container and container.running:
+        yield from (Check(*item) for item in ask_pod(config, DOCTOR_WORD))
+    else:
+        what = f"it {'does not run' if container else 'is not there'}, so nothing in it was checked"
+        yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
+
+
+def check_files(config: Config) -> Iterator[Check]:
+    """Owners and modes in the envelope, ~/.ssh, and space."""
+    envelope, vault = config.project / ENVELOPE, host_vault(config)
+    owner, wrong = os.stat(config.project), False
+    for path in (envelope, *envelope.iterdir(), *vault.folder.rglob("*")):
+        private = path in (envelope, vault.folder, config.run_folder) or vault.folder in path.parents
+        info, name = path.lstat(), str(path.relative_to(config.project))
+        if info.st_uid != owner.st_uid:
+            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {shlex.quote(str(path))}"
+            what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
+            yield Check("failure", "files", what, fix)
+        if private and stat.S_IMODE(info.st_mode) & 0o077 and not path.is_symlink():
+            wrong, mode = True, 700 if path.is_dir() else 600
+            bad = "advice" if path == envelope else "failure"
+            what = f"{name}: mode {stat.S_IMODE(info.st_mode):04o}, others may read it"
+            yield Check(bad, "files", what, f"chmod {mode} {shlex.quote(str(path))}")
+    if not wrong:
+        yield Check("ok", "files", "owners and modes in .tazpod are right")
+    ssh = home_folder() / ".ssh"
+    loose = ssh.is_dir() and ssh.stat().st_mode & 0o022
+    what = "others may write to it" if loose else "is private" if ssh.is_dir() else "is made by the next up"
+    yield check("~/.ssh", not loose, what, f"chmod 700 {shlex.quote(str(ssh))}")
+    yield check_space("disk", config.project, 2 * bytes_of(config.vault_size))
+
+
+def bytes_of(size: str) -> int:
+    """A size of the config in bytes."""
+    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1].lower()]
+
+
+def check_space(name: str, place: Path, least: int) -> Check:
+    """Whether a disk has room, for a save with the versions it keeps, say."""
+    room = os.statvfs(place)
+    free = room.f_bavail * room.f_frsize
+    fix = f"make room, {bytes_text(least)} at least"
+    return check(name, free >= least, f"{bytes_text(free)} free at {place}", fix)
+
+
+PROGRAMS = (*POD_PROGRAMS, "python3", "aws", "git", "ssh")
+VERSION_WORD = {"openssl": "version", "ssh": "-V"}
+
+
+def check_pod() -> Iterator[Check]:
+    """Each program, RAM for the vault, what the AWS CLI can do, space: inside the container."""
+    for name in PROGRAMS:
+        needed = name in POD_PROGRAMS
+        try:
+            result = capture([name, VERSION_WORD.get(name, "--version")], limit=30)
+            said = (result.out.decode(errors="replace") or result.err).strip().splitlines()
+            version = re.sub(r" \([^)]*\)$", "", said[0]) if said else "says nothing of its version"
+            yield Check("ok", name, version)
+        except MissingProgram:
+            use = "the vault needs it" if needed else "part of TazPod works without"
+            fix = "use an image built from Dockerfile.ai, or add it to yours, then tazpod up --recreate"
+            yield Check("failure" if needed else "advice", name, f"is not in the image: {use}", fix)
+    for group in (check_ram, check_aws):
+        with contextlib.suppress(MissingProgram):  # it was named above
+            yield from group()
+    yield check_space("space", Path("/tmp"), 64 << 20)
+
+
+def check_ram() -> Iterator[Check]:
+    """Whether a tmpfs can be mounted, and whether it may be written to swap."""
+    import tempfile
+
+    place = Path(tempfile.mkdtemp(prefix="tazpod-"))
+    try:
+        kept = change_mounts(*tmpfs_argv(place, "64k"))
+        plain = kept if kept.code == 0 else change_mounts(*tmpfs_argv(place, "64k", ""))
+        why = "can be mounted" if plain.code == 0 else f"cannot be mounted: {plain.reason}"
+        fix = "tazpod up --recreate: the container needs SYS_ADMIN"
+        yield check("tmpfs", plain.code == 0, why, fix)
+        if plain.code == 0:
+            take_off(place)
+    finally:
+        place.rmdir()
+    swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
+    what = f"is {'on' if swap else 'off'}; the kernel {'knows' if kept.code == 0 else 'does not know'} noswap"
+    fix = "turn swap off, or encrypt it: an open vault may be written there"
+    yield check("swap", not swap or kept.code == 0, what, fix, "advice")
+
+
+def check_aws() -> Iterator[Check]:
+    """What the AWS CLI knows, asked together with an option that none knows, so that nothing is done."""
+    put = ["aws", "s3api", "put-object", "--bucket", "x", "--key", "x"]
+    for argv, flag, use in (
+        ([*put, "--if-match", "x", "--if-none-match", "x"], "--if-", "conditional writes"),
+        ([*login_argvs("x")[1], DEVICE_CODE], DEVICE_CODE, "login by a code"),
+    ):
+        result = capture([*argv, "--tazpod-probe"], env=aws_environment())
+        knows = "--tazpod-probe" in result.err and not re.search(f"Unknown options:.*{flag}", result.err)
+        fix = "use an image with version 2.23 of the AWS CLI, or a later one"
+        yield check("aws", knows, f"{'knows' if knows else 'does not know'} {use}", fix, "advice")
+
+
+def cmd_pod_doctor(args: argparse.Namespace) -> int:
+    """check the inside of the container (run by doctor)"""
+    emit(json.dumps(list(check_pod())))
+    return OK
+
+
+def cmd_doctor(args: argparse.Namespace) -> int:
+    """check engine, image, network, files and container; tell what to mend, and how"""
+    project = project_folder()
+    config, path, found = Config(project, legal_name(project.name)), project / CONFIG_PATH, []
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        config, warnings = parse_config(text, project)
+        found += [Check("advice", "config", line, "edit it") for line in warnings]
+        found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
+    except (TazpodError, OSError, UnicodeDecodeError) as error:
+        found.append(Check("failure", "config", str(error), getattr(error, "hint", "") or f"edit {path}"))
+    inside: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (("pod", check_pod),)
+    outside = (("files", partial(check_files, config)), ("engine", partial(check_engine, config)))
+    for name, group in inside if in_pod() else outside:
+        try:
+            found.extend(group())
+        except (TazpodError, OSError) as error:
+            found.append(Check("failure", name, str(error), getattr(error, "hint", "") or "see --debug"))
+    if args.json:
+        emit(json.dumps([item._asdict() for item in found], indent=2))
+    else:
+        emit("\n".join(doctor_lines(found)))
+    return UNWELL if any(item.level == "failure" for item in found) else OK
+
+
+def doctor_lines(found: Sequence[Check]) -> list[str]:
+    """The checks for people: what failed comes with its fix, advice comes last."""
+    lines = []
+    for level in ("ok", "failure", "advice"):
+        chosen = [item for item in found if item.level == level]
+        lines += ["", "Advice"] if chosen and level == "advice" else []
+        for item in chosen:
+            lines.append(f"{level:<7}  {item.name:<10}  {item.what}")
+            lines += [f"{'':<21}fix: {item.fix}"] if item.fix else []
+    return lines
 
 
 # -- what --dry-run shows: nothing of this changes anything, and the words themselves are not run
@@ -5123,6 +5313,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("build", cmd_build, host_only=True),
         Word("config", cmd_config),
         Word("list", cmd_list, (JSON,), host_only=True),
+        Word("doctor", cmd_doctor, (JSON,)),
     ),
     "Storage": (
         Word("login", cmd_login),
@@ -5141,6 +5332,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
 INTERNAL = (
     Word(GUARD_WORD, cmd_guard),
     Word(STATUS_WORD, cmd_pod_status),
+    Word(DOCTOR_WORD, cmd_pod_doctor),
     Word(SETUP_WORD, cmd_setup, (option("user"), option("links", nargs="*"))),
     Word(HOLDERS_WORD, cmd_holders, (option("device", type=int),)),
 )

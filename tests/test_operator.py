@@ -340,3 +340,75 @@ def test_status_asks_the_storage(place: Place) -> None:
         assert (found["remote"]["unpushed"], found["next"]) == (True, "tazpod push")
     finally:
         cloud.close()
+
+
+# -- doctor
+
+
+def doctor(place: Place, *words: str, **env: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """The exit status of doctor, and its checks by level."""
+    done = place.run("doctor", "--json", *words, **env)
+    assert done.stderr == ""
+    checks = json.loads(done.stdout)
+    assert all(set(item) == {"level", "name", "what", "fix"} and item["what"] for item in checks)
+    assert all(bool(item["fix"]) == (item["level"] != "ok") for item in checks)
+    by_level = {level: [i for i in checks if i["level"] == level] for level in ("ok", "advice", "failure")}
+    assert done.returncode == (tazpod.UNWELL if by_level["failure"] else 0)
+    return done.returncode, by_level
+
+
+def test_doctor_of_what_is_well_and_of_what_is_not(place: Place) -> None:
+    place.init()
+    _, found = doctor(place)
+    assert "nothing in it was checked" in found["advice"][-1]["what"]
+    sealed, config = place.sealed, place.folder / tazpod.CONFIG_PATH
+    sealed.write_bytes(b"x")
+    sealed.chmod(0o644)
+    os.chown(config, 4242, 4242)
+    _, found = doctor(place)
+    fixes = [item["fix"] for item in found["failure"]]
+    assert sorted(fixes) == sorted([f"chmod 600 {sealed}", f"sudo chown -hR 0:0 {config}"])
+    for fix in fixes:
+        subprocess.run(fix.replace("sudo ", ""), shell=True, check=True)
+    assert doctor(place)[0] == 0
+
+    place.ok("up")
+    status, found = doctor(place)
+    assert (status, found["failure"]) == (0, [])
+    names = {item["name"] for item in found["ok"]}
+    for name in (
+        *tazpod.PROGRAMS,
+        "engine",
+        "clock",
+        "image",
+        "MTU",
+        "files",
+        "config",
+        "disk",
+        "tmpfs",
+        "aws",
+    ):
+        assert name in names
+    assert place.reads("findmnt -no TARGET -t tmpfs | grep tazpod- || true") == ""
+    inside = place.run("run", "tazpod", "doctor")
+    assert "can be mounted" in inside.stdout
+
+    config.write_text(config.read_text() + "features: {ghost_mode: perhaps}\nimagee: x\n")
+    _, found = doctor(place, DOCKER_HOST="unix:///nowhere.sock")
+    assert [item["name"] for item in found["failure"]] == ["config", "engine"]
+    assert f"{config}:" in found["failure"][0]["what"]
+    lines = place.run("doctor", DOCKER_HOST="unix:///nowhere.sock").stdout.splitlines()
+    assert f"{'':<21}fix: start it, or check DOCKER_HOST; `docker info` shows more" in lines
+    assert {item["name"] for item in found["ok"]} >= {"files", "disk"}
+
+
+def test_doctor_of_an_image_that_lacks_a_program(place: Place) -> None:
+    image = place.build(
+        f"FROM {enginelib.IMAGE}\nUSER root\nRUN rm /usr/bin/openssl /usr/bin/aws\nUSER tazpod\n"
+    )
+    place.init(image=image)
+    assert "lacks what the vault needs: openssl" in place.run("up").stderr
+    status, found = doctor(place)
+    assert status == tazpod.UNWELL
+    assert [item["name"] for item in found["failure"]] == ["openssl"]
+    assert [item["name"] for item in found["advice"]] == ["aws"]
