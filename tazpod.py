@@ -25,8 +25,8 @@ It runs on two sides: on the host (container, shell) and, put into the container
 as the pod (vault).  A vault word typed on the host is forwarded to the pod.
 
 Exit status: 0 done; 1 failed; 2 wrong usage or config; 127 a program is missing;
-130 interrupted; `pull` gives 3 when the storage holds no vault, `enter` and `run` give the
-shell's or the command's own.
+130 interrupted; `pull` gives 3 when the storage holds no vault, `status` and `doctor` 4 when
+not all is well, `enter` and `run` the shell's or the command's own.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ __version__ = "0.4.0"
 
 # ── 0. constants ──────────────────────────────────────────────────────────────────────────
 
-OK, FAILED, USAGE, ABSENT, MISSING, INTERRUPTED = 0, 1, 2, 3, 127, 130
+OK, FAILED, USAGE, ABSENT, UNWELL, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 127, 130
 
 ENVELOPE = ".tazpod"
 DEFAULT_IMAGE, DEFAULT_USER, DEFAULT_SHELL = "tazzo/tazpod-ai:latest", "tazpod", "/bin/bash"
@@ -92,7 +92,9 @@ POD_LAUNCHER = "/usr/local/bin/tazpod"
 POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
 EXIT_LIMIT = 20.0  # seconds that the last push of a session may take
 DETACH_KEYS = "ctrl-^,ctrl-@,ctrl-^"  # three keys that nobody types in a row
+ASK_LIMIT = 8.0  # seconds that `status` waits for the storage
 LOG_PATH = "/tmp/tazpod-sync.log"
+GUARD_NOTES = "/dev/shm/tazpod-guard.json"  # in RAM: how the guard fares
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
 TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
@@ -102,7 +104,8 @@ STATE_FILE = ".vault_state"  # what was sealed last, in RAM only
 RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
 
 SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
-GUARD_WORD = "__internal_sync_daemon"
+GUARD_WORD, STATUS_WORD = "__internal_sync_daemon", "__internal_status"
+DOCTOR_WORD = "__internal_doctor"
 
 ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 
@@ -2927,6 +2930,7 @@ class Storage(NamedTuple):
     endpoint: str = ""
     key_id: str = ""
     secret_key: str = ""
+    limit: float = 0.0  # seconds for a call, when it is to be less than usual
 
 
 def aws_environment(profile: str = "") -> dict[str, str]:
@@ -2973,7 +2977,7 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
     The keys of an open vault go through a file in RAM that only this call can see.
     """
     environment = aws_environment(KEYS_PROFILE if storage.key_id else storage.profile)
-    limit = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
+    usual = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
     fds: tuple[int, ...] = ()
     with contextlib.ExitStack() as stack:
         if storage.key_id:
@@ -2983,7 +2987,8 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
             stack.callback(os.close, fd)
             environment["AWS_SHARED_CREDENTIALS_FILE"] = f"/dev/fd/{fd}"
             fds = (fd,)
-        result = capture(s3_argv(storage, operation, *words), pass_fds=fds, limit=limit, env=environment)
+        argv, limit = s3_argv(storage, operation, *words), storage.limit or usual
+        result = capture(argv, pass_fds=fds, limit=limit, env=environment)
     if result.code != 0:
         raise aws_error(result, what or f"storage {storage.bucket}")
     try:
@@ -3399,8 +3404,24 @@ def storage_of(config: Config, vault: Vault) -> Storage:
 
 def uses_storage(config: Config, vault: Vault) -> bool:
     """Whether this project has to do with the storage: synced before, or there are credentials."""
-    storage, cache = storage_of(config, vault), vault.home / ".aws/sso/cache"
-    return bool(base_of(vault, config) or storage.key_id or not storage.profile or any(cache.glob("*")))
+    return bool(base_of(vault, config)) or has_credentials(storage_of(config, vault), vault)
+
+
+def has_credentials(storage: Storage, vault: Vault) -> bool:
+    """Whether there is something to ask the storage with: keys, or what a login has left."""
+    return bool(storage.key_id or not storage.profile or any((vault.home / ".aws/sso/cache").glob("*")))
+
+
+def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -> str:
+    """How the sealed vault stands to the storage's, by what both had at the last sync."""
+    if remote is None:
+        return "ahead" if sealed else "in sync"
+    if remote.digest and remote.digest == sealed:
+        return "in sync"
+    changed_here, changed_there = sealed != base.get("digest", ""), remote.etag != base.get("etag", "")
+    if not sealed or not changed_here:
+        return "behind" if changed_there else "in sync"
+    return "diverged" if changed_there else "ahead"
 
 
 def read_base(vault: Vault) -> dict[str, str]:
@@ -3825,6 +3846,21 @@ class Watch:
     pause = 0.0  # seconds until then; grows while it fails
 
 
+def guard_notes() -> dict[str, Any]:
+    """When the guard last did its work, and when and why it last did not."""
+    try:
+        notes = json.loads(Path(GUARD_NOTES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def note_guard(**facts: object) -> None:
+    """Add to the notes."""
+    with contextlib.suppress(OSError):
+        write_whole(Path(GUARD_NOTES), json.dumps({**guard_notes(), **facts}).encode())
+
+
 def by_child(log: Any, word: str, *options: str) -> bool:
     """Run a word in a process of its own, so that this one stays small; log how it went."""
     start = time.monotonic()
@@ -3832,6 +3868,8 @@ def by_child(log: Any, word: str, *options: str) -> bool:
     said = " / ".join(line.strip() for line in result.err.splitlines())
     level = "info" if result.code == 0 else "error"
     getattr(log, level)("%s: status %d in %.1f s: %s", word, result.code, time.monotonic() - start, said)
+    if result.code != 0:
+        note_guard(failed=int(time.time()), error=f"{word}: {result.reason}")
     return result.code == 0
 
 
@@ -3880,7 +3918,10 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
             done = sync_cycle(config, vault, log)
         except (TazpodError, OSError) as error:
             log.error("%s", error)
+            note_guard(failed=int(time.time()), error=str(error))
             done = False
+        if done:
+            note_guard(success=int(time.time()))
         watch.pause = config.sync_interval if done else min(max(watch.pause, 1.0) * 2, 1800.0)
         watch.cycle = time.monotonic() + watch.pause
 
@@ -3937,12 +3978,17 @@ def here() -> Path:
     return OPTIONS.folder or Path.cwd()
 
 
-def the_project() -> Config:
-    """The config of the project around this folder."""
+def project_folder() -> Path:
+    """The project around this folder."""
     project = Path(WORKSPACE) if in_pod() else find_project(here())
     if project is None:
         raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
-    return load_config(project)
+    return project
+
+
+def the_project() -> Config:
+    """The config of the project around this folder."""
+    return load_config(project_folder())
 
 
 def init_project(project: Path, image: str = "", name: str = "") -> None:
@@ -4114,13 +4160,22 @@ def passphrase_for(args: argparse.Namespace, ask: Callable[[], bytes]) -> bytes:
 
 def amount(tree: Tree) -> str:
     """How much is in a vault, for people."""
-    size = float(tree.size)
+    return f"{plural(tree.files, 'file')}, {bytes_text(tree.size)}"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people."""
+    size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             break
         size /= 1024
-    number = f"{size:.0f}" if unit == "bytes" else f"{size:.1f}"
-    return f"{tree.files} file{'' if tree.files == 1 else 's'}, {number} {unit}"
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def plural(count: int, noun: str) -> str:
+    """So many of something."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 @forwarded
@@ -4484,10 +4539,490 @@ def cmd_env(args: argparse.Namespace) -> int:
         lines["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else None
     lines |= {"HOST_CWD": os.environ["HOST_CWD"], "AWS_CONFIG_FILE": POD_AWS_CONFIG}
     if config.ghost_mode:
-        lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "locked"
+        lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "the vault is locked"
     for name, value in lines.items():
         emit(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
     return OK
+
+
+# -- status
+
+
+class Facts(NamedTuple):
+    """What `status` knows; docs/status.md says what each means.  Moments are seconds of the epoch."""
+
+    project: str
+    container_name: str = ""
+    container_state: str = ""  # '' in the pod itself
+    container_image: str = ""
+    container_image_id: str = ""
+    container_drift: Sequence[str] = ()
+    vault_used: bool = True
+    vault_open: bool | None = False
+    vault_open_since: int | None = None
+    vault_sessions: int = 0
+    vault_unsaved: bool | None = False
+    vault_bytes: int = 0
+    vault_limit: int = 0
+    vault_format: str = ""
+    vault_size: int = 0
+    vault_sealed_at: int | None = None
+    vault_lost_since: int | None = None
+    remote_state: str = "not used"
+    remote_bucket: str = ""
+    remote_asked_at: int | None = None
+    remote_unpushed: bool = False
+    remote_failed: bool = False
+    remote_reason: str = ""
+    remote_hint: str = ""
+    identity_kind: str = "none"
+    identity_profile: str = ""
+    identity_expires_at: int | None = None
+    daemon_running: bool = False
+    daemon_success_at: int | None = None
+    daemon_failed_at: int | None = None
+    daemon_error: str = ""
+
+
+def epoch(text: str) -> int | None:
+    """A moment as we, the AWS CLI and Docker write it, in seconds of the epoch."""
+    import calendar
+
+    zone = re.search(r"([+-])(\d\d):(\d\d)$", text[19:])
+    shift = int(f"{zone[1]}1") * (int(zone[2]) * 3600 + int(zone[3]) * 60) if zone else 0
+    with contextlib.suppress(ValueError):
+        return calendar.timegm(time.strptime(text[:19].replace("T", " "), "%Y-%m-%d %H:%M:%S")) - shift
+    return None
+
+
+def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> Facts:
+    """What the files tell, on either side."""
+    facts = Facts(str(config.project), vault_used=config.ghost_mode, vault_open=opened)
+    if not config.ghost_mode:
+        return facts._replace(vault_open=False)
+    if has_sealed(vault):
+        info = vault.sealed.lstat()
+        try:
+            kind = format_name(sealed_head(vault.sealed))
+        except VaultError:
+            kind = "unreadable"
+        facts = facts._replace(vault_format=kind, vault_size=info.st_size, vault_sealed_at=int(info.st_mtime))
+    if opened is False and mounted_at(vault.transit) is None and vault.marker.exists():
+        facts = facts._replace(vault_lost_since=int(vault.marker.stat().st_mtime))
+    base = base_of(vault, config)
+    if base:
+        facts = facts._replace(
+            remote_state="unknown",
+            remote_bucket=config.aws_bucket,
+            remote_asked_at=epoch(base.get("time", "")),
+            remote_unpushed=facts.vault_format != "unreadable"
+            and sealed_digest(vault) not in ("", base.get("digest")),
+            remote_failed="conflict" in base,
+            remote_reason="another machine has pushed" if "conflict" in base else "the container is down",
+        )
+    return facts
+
+
+def open_facts(facts: Facts, vault: Vault) -> Facts:
+    """What the open vault tells."""
+    unsaved: bool | None = None
+    with contextlib.suppress(VaultError, OSError):  # it may be locked just now
+        room = os.statvfs(vault.mount)
+        facts = facts._replace(
+            vault_open_since=int((vault.mount / PASSPHRASE_FILE).stat().st_mtime),
+            vault_bytes=(room.f_blocks - room.f_bfree) * room.f_frsize,
+            vault_limit=room.f_blocks * room.f_frsize,
+        )
+        unsaved = not facts.vault_format or survey(vault.mount).digest != read_state(vault).get("tree")
+    return facts._replace(vault_unsaved=unsaved)
+
+
+def remote_facts(facts: Facts, config: Config, vault: Vault) -> Facts:
+    """What the storage says, asked now, and with whose credentials."""
+    kind, expires = "none", None
+    for path in (vault.home / ".aws/sso/cache").glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            token = json.loads(path.read_text())
+            if "accessToken" in token:
+                kind, expires = "login", max(expires or 0, epoch(str(token.get("expiresAt"))) or 0)
+    try:
+        storage = storage_of(config, vault)
+        kind = "vault" if storage.key_id else kind if storage.profile else "environment"
+        profile = storage.profile if kind == "login" else ""
+        facts = facts._replace(
+            identity_kind=kind,
+            identity_profile=profile,
+            identity_expires_at=expires if kind == "login" else None,
+        )
+        if not uses_storage(config, vault):
+            return facts
+        facts = facts._replace(remote_state="unknown", remote_bucket=config.aws_bucket)
+        if not has_credentials(storage, vault):
+            failed = bool(facts.vault_open)
+            reason = "there is no login" if failed else "the vault is locked"
+            hint = "tazpod login" if failed else ""
+            return facts._replace(remote_failed=failed, remote_reason=reason, remote_hint=hint)
+        remote, base = head(storage._replace(limit=ASK_LIMIT)), base_of(vault, config)
+        state = compare_sides(sealed_digest(vault), base, remote)
+        unpushed = state in ("ahead", "diverged")
+        return facts._replace(
+            remote_state=state,
+            remote_asked_at=int(time.time()),
+            remote_unpushed=unpushed,
+            remote_failed=False,
+            remote_reason="",
+        )
+    except (TazpodError, OSError) as error:
+        hint = error.hint if isinstance(error, TazpodError) else ""
+        return facts._replace(remote_failed=True, remote_reason=str(error), remote_hint=hint)
+
+
+def pod_facts(config: Config) -> Facts:
+    """All that the pod knows."""
+    vault, folder = pod_vault(config), Path(WORKSPACE, ENVELOPE, "run")
+    opened = config.ghost_mode and is_open(vault)
+    facts = sealed_facts(config, vault, opened)
+    if not config.ghost_mode:
+        return facts
+    notes = guard_notes()
+    running = False
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            running = running or path.read_bytes().endswith(f"\0{GUARD_WORD}\0".encode())
+    facts = (open_facts(facts, vault) if opened else facts)._replace(
+        vault_sessions=live_sessions(folder),
+        daemon_running=running,
+        daemon_success_at=notes.get("success"),
+        daemon_failed_at=notes.get("failed"),
+        daemon_error=notes.get("error", ""),
+    )
+    return remote_facts(facts, config, vault)
+
+
+def cmd_pod_status(args: argparse.Namespace) -> int:
+    """print the facts of the pod (run by status)"""
+    emit(json.dumps(pod_facts(the_project())._asdict()))
+    return OK
+
+
+def ask_pod(config: Config, word: str) -> Any:
+    """What an internal word of the pod prints as JSON."""
+    result = capture(exec_argv(config, ["tazpod", word], terminal=False))
+    lines = result.out.splitlines()
+    if result.code != 0 or not lines:
+        raise TazpodError(f"the container could not be asked: {result.reason}", "tazpod up, then again")
+    return json.loads(lines[-1])  # a profile of the image may have said something before
+
+
+def host_facts(config: Config) -> Facts:
+    """All that the host knows, and the pod when it runs."""
+    container, image = look(config)
+    opened = None if container and container.in_memory else False
+    if container and container.running:
+        facts = Facts(**ask_pod(config, STATUS_WORD))
+    else:
+        facts = sealed_facts(config, host_vault(config), opened)
+    return facts._replace(
+        project=str(config.project),
+        container_name=config.container_name,
+        container_state=container.status if container else "absent",
+        container_image=container.image if container else config.image,
+        container_image_id=(container.image_id if container else image).rpartition(":")[2][:12],
+        container_drift=drift(config, container, image) if container else (),
+    )
+
+
+def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
+    """What is not well, the most urgent first, each with what to type next."""
+    f, expires = facts, facts.identity_expires_at
+    asleep = f.container_state in ("", "absent", "created", "running", "exited")
+    stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
+    unknown = f.remote_state == "unknown" and f.remote_failed
+    first = "tazpod lock, then " if f.vault_open else ""
+    table = (
+        (not asleep, f"the container is {f.container_state}", "tazpod up"),
+        (f.vault_lost_since, "the container stopped while the vault was open", "tazpod"),
+        (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
+        (f.vault_used and not f.vault_format and f.vault_open is False, "there is no vault yet", "tazpod"),
+        (f.vault_open and not f.daemon_running, "the daemon does not run", "tazpod up"),
+        (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
+        (unknown and expires and expires <= now, "the login has expired", "tazpod login"),
+        (f.remote_state == "behind", "the storage holds a newer vault", f"{first}tazpod pull"),
+        (f.remote_state == "diverged", "both sides have changed", "tazpod push (it tells the ways out)"),
+        (unknown, f"the storage: {f.remote_reason}", f.remote_hint or "tazpod push"),
+        (f.remote_unpushed, "the sealed vault was not pushed", "tazpod push"),
+        (f.vault_open and stale, f"the daemon failed: {f.daemon_error}", "tazpod save"),
+        (
+            f.container_drift,
+            f"the container is older than {'; '.join(f.container_drift)}",
+            "tazpod up --recreate",
+        ),
+    )
+    return [(what, step) for wrong, what, step in table if wrong]
+
+
+def span(seconds: float) -> str:
+    """A length of time for people, in one unit."""
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return plural(int(seconds // size), unit)
+    return plural(max(0, int(seconds)), "second")
+
+
+def status_lines(facts: Facts, now: float) -> list[str]:
+    """The facts for people: what, its state, what else there is to know."""
+    f = facts
+
+    def ago(what: str, moment: int | None) -> str:
+        return f"{what} {span(now - moment)} ago" if moment is not None else ""
+
+    vault = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
+    login = f.identity_expires_at
+    left = (
+        "" if login is None else f"expires in {span(login - now)}" if login > now else ago("expired", login)
+    )
+    sealed = f"{ago('sealed', f.vault_sealed_at)}, {f.vault_format}, {bytes_text(f.vault_size)}"
+    opened = (
+        f"for {span(now - (f.vault_open_since or now))}",
+        plural(f.vault_sessions, "session"),
+        {None: "changes unknown", True: "unsaved changes", False: "all saved"}[f.vault_unsaved],
+        f"{bytes_text(f.vault_bytes)} of {bytes_text(f.vault_limit)}",
+    )
+    rows: list[tuple[str, str, tuple[str, ...]]] = []
+    if f.container_state:
+        image = f"{f.container_image} ({f.container_image_id})" if f.container_image_id else f.container_image
+        rows.append(("container", f.container_state, (f.container_name, image)))
+    if f.vault_used:
+        rows += [
+            (
+                "vault",
+                vault,
+                (*(opened if f.vault_open else ()), sealed if f.vault_format else "never sealed"),
+            ),
+            ("remote", f.remote_state, (f.remote_bucket, f.remote_reason, ago("asked", f.remote_asked_at))),
+            ("identity", f.identity_kind, (f.identity_profile, left)),
+            (
+                "daemon",
+                "running" if f.daemon_running else "not running",
+                (
+                    ago("last success", f.daemon_success_at),
+                    ago(f"last error ({f.daemon_error})", f.daemon_failed_at),
+                ),
+            ),
+        ]
+    wide = max((len(state) for _, state, _ in rows), default=0)
+    return [
+        f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, more))}".rstrip() for name, state, more in rows
+    ]
+
+
+def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The facts for programs, grouped by what they are about."""
+    found: dict[str, Any] = {"well": not wrong, "next": wrong[0][1] if wrong else ""}
+    found["troubles"] = [what for what, _ in wrong]
+    for name, value in facts._asdict().items():
+        group, _, leaf = name.partition("_")
+        if leaf:
+            found.setdefault(group, {})[leaf] = value
+        else:
+            found[name] = value
+    return found
+
+
+def cmd_status(args: argparse.Namespace) -> int:
+    """show container, vault, storage, login and daemon; 0 only if all is well"""
+    config, now = the_project(), time.time()
+    facts = pod_facts(config) if in_pod() else host_facts(config)
+    wrong = troubles(facts, now)
+    if args.json:
+        emit(json.dumps(status_json(facts, wrong), indent=2))
+    else:
+        emit("\n".join(status_lines(facts, now)))
+        if wrong:
+            emit(f"next: {wrong[0][1]}  ({wrong[0][0]})")
+    return UNWELL if wrong else OK
+
+
+# -- doctor
+
+
+class Check(NamedTuple):
+    """One thing that `doctor` looked at: ok, advice or failure; about what; what it saw; the exact fix."""
+
+    level: str
+    name: str
+    what: str
+    fix: str = ""
+
+
+def check(name: str, good: object, what: str, fix: str, bad: str = "failure") -> Check:
+    """A check that is ok when it is `good`."""
+    return Check("ok", name, what) if good else Check(bad, name, what, fix)
+
+
+def check_engine(config: Config) -> Iterator[Check]:
+    """The engine, its clock, the network, image and container."""
+    result = capture(["docker", "info", "--format", "{{json .}}"], limit=30)
+    info = json.loads(result.out.strip() or b"{}") if result.code == 0 else {}
+    if not info.get("ServerVersion"):
+        raise engine_error(result)
+    yield Check("ok", "engine", f"Docker {info['ServerVersion']}, {info.get('OperatingSystem', '')}")
+    skew = abs((epoch(str(info.get("SystemTime"))) or 0) - time.time())
+    fix = "set the clock of the engine's machine: logins and the storage need it"
+    yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
+    container, image = look(config)
+    what = f"{config.image} is {'here' if image else 'not here'}"
+    yield check("image", image, what, "tazpod pull image", "advice")
+    old = drift(config, container, image) if container else []
+    narrow = [what for what in old if what.startswith("the network")]
+    mtu = f"the way to the internet takes {route_mtu() or 'an unknown number of'} bytes"
+    yield check("MTU", not narrow, narrow[0] if narrow else mtu, "tazpod up --recreate")
+    for what in old:
+        if what not in narrow:
+            yield Check("advice", "container", f"it is older than {what}", "tazpod up --recreate")
+    if container and container.running:
+        yield from (Check(*item) for item in ask_pod(config, DOCTOR_WORD))
+    else:
+        what = f"it {'does not run' if container else 'is not there'}, so nothing in it was checked"
+        yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
+
+
+def check_files(config: Config) -> Iterator[Check]:
+    """Owners and modes in the envelope, ~/.ssh, and space."""
+    envelope, vault = config.project / ENVELOPE, host_vault(config)
+    owner, wrong = os.stat(config.project), False
+    for path in (envelope, *envelope.iterdir(), *vault.folder.rglob("*")):
+        private = path in (envelope, vault.folder, config.run_folder) or vault.folder in path.parents
+        info, name = path.lstat(), str(path.relative_to(config.project))
+        if info.st_uid != owner.st_uid:
+            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {shlex.quote(str(path))}"
+            what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
+            yield Check("failure", "files", what, fix)
+        if private and stat.S_IMODE(info.st_mode) & 0o077 and not path.is_symlink():
+            wrong, mode = True, 700 if path.is_dir() else 600
+            bad = "advice" if path == envelope else "failure"
+            what = f"{name}: mode {stat.S_IMODE(info.st_mode):04o}, others may read it"
+            yield Check(bad, "files", what, f"chmod {mode} {shlex.quote(str(path))}")
+    if not wrong:
+        yield Check("ok", "files", "owners and modes in .tazpod are right")
+    ssh = home_folder() / ".ssh"
+    loose = ssh.is_dir() and ssh.stat().st_mode & 0o022
+    what = "others may write to it" if loose else "is private" if ssh.is_dir() else "is made by the next up"
+    yield check("~/.ssh", not loose, what, f"chmod 700 {shlex.quote(str(ssh))}")
+    yield check_space("disk", config.project, 2 * bytes_of(config.vault_size))
+
+
+def bytes_of(size: str) -> int:
+    """A size of the config in bytes."""
+    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1].lower()]
+
+
+def check_space(name: str, place: Path, least: int) -> Check:
+    """Whether a disk has room, for a save with the versions it keeps, say."""
+    room = os.statvfs(place)
+    free = room.f_bavail * room.f_frsize
+    fix = f"make room, {bytes_text(least)} at least"
+    return check(name, free >= least, f"{bytes_text(free)} free at {place}", fix)
+
+
+PROGRAMS = (*POD_PROGRAMS, "python3", "aws", "git", "ssh")
+VERSION_WORD = {"openssl": "version", "ssh": "-V"}
+
+
+def check_pod() -> Iterator[Check]:
+    """Each program, RAM for the vault, what the AWS CLI can do, space: inside the container."""
+    for name in PROGRAMS:
+        needed = name in POD_PROGRAMS
+        try:
+            result = capture([name, VERSION_WORD.get(name, "--version")], limit=30)
+            said = (result.out.decode(errors="replace") or result.err).strip().splitlines()
+            version = re.sub(r" \([^)]*\)$", "", said[0]) if said else "says nothing of its version"
+            yield Check("ok", name, version)
+        except MissingProgram:
+            use = "the vault needs it" if needed else "part of TazPod works without"
+            fix = "use an image built from Dockerfile.ai, or add it to yours, then tazpod up --recreate"
+            yield Check("failure" if needed else "advice", name, f"is not in the image: {use}", fix)
+    for group in (check_ram, check_aws):
+        with contextlib.suppress(MissingProgram):  # it was named above
+            yield from group()
+    yield check_space("space", Path("/tmp"), 64 << 20)
+
+
+def check_ram() -> Iterator[Check]:
+    """Whether a tmpfs can be mounted, and whether it may be written to swap."""
+    import tempfile
+
+    place = Path(tempfile.mkdtemp(prefix="tazpod-"))
+    try:
+        kept = change_mounts(*tmpfs_argv(place, "64k"))
+        plain = kept if kept.code == 0 else change_mounts(*tmpfs_argv(place, "64k", ""))
+        why = "can be mounted" if plain.code == 0 else f"cannot be mounted: {plain.reason}"
+        fix = "tazpod up --recreate: the container needs SYS_ADMIN"
+        yield check("tmpfs", plain.code == 0, why, fix)
+        if plain.code == 0:
+            take_off(place)
+    finally:
+        place.rmdir()
+    swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
+    what = f"is {'on' if swap else 'off'}; the kernel {'knows' if kept.code == 0 else 'does not know'} noswap"
+    fix = "turn swap off, or encrypt it: an open vault may be written there"
+    yield check("swap", not swap or kept.code == 0, what, fix, "advice")
+
+
+def check_aws() -> Iterator[Check]:
+    """What the AWS CLI knows, asked together with an option that none knows, so that nothing is done."""
+    put = ["aws", "s3api", "put-object", "--bucket", "x", "--key", "x"]
+    for argv, flag, use in (
+        ([*put, "--if-match", "x", "--if-none-match", "x"], "--if-", "conditional writes"),
+        ([*login_argvs("x")[1], DEVICE_CODE], DEVICE_CODE, "login by a code"),
+    ):
+        result = capture([*argv, "--tazpod-probe"], env=aws_environment())
+        knows = "--tazpod-probe" in result.err and not re.search(f"Unknown options:.*{flag}", result.err)
+        fix = "use an image with version 2.23 of the AWS CLI, or a later one"
+        yield check("aws", knows, f"{'knows' if knows else 'does not know'} {use}", fix, "advice")
+
+
+def cmd_pod_doctor(args: argparse.Namespace) -> int:
+    """check the inside of the container (run by doctor)"""
+    emit(json.dumps(list(check_pod())))
+    return OK
+
+
+def cmd_doctor(args: argparse.Namespace) -> int:
+    """check engine, image, network, files and container; tell what to mend, and how"""
+    project = project_folder()
+    config, path, found = Config(project, legal_name(project.name)), project / CONFIG_PATH, []
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        config, warnings = parse_config(text, project)
+        found += [Check("advice", "config", line, "edit it") for line in warnings]
+        found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
+    except (TazpodError, OSError, UnicodeDecodeError) as error:
+        found.append(Check("failure", "config", str(error), getattr(error, "hint", "") or f"edit {path}"))
+    inside: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (("pod", check_pod),)
+    outside = (("files", partial(check_files, config)), ("engine", partial(check_engine, config)))
+    for name, group in inside if in_pod() else outside:
+        try:
+            found.extend(group())
+        except (TazpodError, OSError) as error:
+            found.append(Check("failure", name, str(error), getattr(error, "hint", "") or "see --debug"))
+    if args.json:
+        emit(json.dumps([item._asdict() for item in found], indent=2))
+    else:
+        emit("\n".join(doctor_lines(found)))
+    return UNWELL if any(item.level == "failure" for item in found) else OK
+
+
+def doctor_lines(found: Sequence[Check]) -> list[str]:
+    """The checks for people: what failed comes with its fix, advice comes last."""
+    lines = []
+    for level in ("ok", "failure", "advice"):
+        chosen = [item for item in found if item.level == level]
+        lines += ["", "Advice"] if chosen and level == "advice" else []
+        for item in chosen:
+            lines.append(f"{level:<7}  {item.name:<10}  {item.what}")
+            lines += [f"{'':<21}fix: {item.fix}"] if item.fix else []
+    return lines
 
 
 # -- what --dry-run shows: nothing of this changes anything, and the words themselves are not run
@@ -4772,6 +5307,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("unlock", cmd_unlock, (PASSPHRASE_FD,)),
         Word("save", cmd_save, (FORCE,)),
         Word("lock", cmd_lock, (DISCARD, LEAVING)),
+        Word("status", cmd_status, (JSON,)),
     ),
     "Project and container": (
         Word("init", cmd_init, (IMAGE, NAME), host_only=True),
@@ -4780,6 +5316,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("build", cmd_build, host_only=True),
         Word("config", cmd_config),
         Word("list", cmd_list, (JSON,), host_only=True),
+        Word("doctor", cmd_doctor, (JSON,)),
     ),
     "Storage": (
         Word("login", cmd_login),
@@ -4797,6 +5334,8 @@ WORDS: dict[str, tuple[Word, ...]] = {
 }
 INTERNAL = (
     Word(GUARD_WORD, cmd_guard),
+    Word(STATUS_WORD, cmd_pod_status),
+    Word(DOCTOR_WORD, cmd_pod_doctor),
     Word(SETUP_WORD, cmd_setup, (option("user"), option("links", nargs="*"))),
     Word(HOLDERS_WORD, cmd_holders, (option("device", type=int),)),
 )
@@ -4824,7 +5363,8 @@ Files of a project
 
 Exit status
   0 done   1 failed   2 wrong usage or config   127 a program is missing   130 interrupted
-  pull gives 3 when the storage holds no vault; enter and run give the shell's or command's own.
+  pull gives 3 when the storage holds no vault, status and doctor give 4 when not all is well,
+  enter and run give the shell's or the command's own.
 """
 
 

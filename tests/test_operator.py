@@ -7,11 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from functools import partial
+from typing import Any
 
 import enginelib
 import pytest
+import s3lib
+import test_status
 from enginelib import PASSPHRASE, SECRET, Place, Terminal, docker, eventually, unique
+
+import tazpod
 
 place, lab, template = enginelib.place, enginelib.lab, enginelib.template
 project_with_vault = enginelib.project_with_vault
@@ -233,3 +239,176 @@ def test_list_names_every_pod_and_what_became_of_it(
             assert done.stderr.splitlines()[0] == f"tazpod: error: {said}"
     finally:
         docker("rm", "-f", stranger)
+
+
+# -- status
+
+
+def status(place: Place) -> dict[str, Any]:
+    """The JSON of status, on the host; its exit status says the same."""
+    done = place.run("status", "--json")
+    assert done.returncode in (0, tazpod.UNWELL), done.stderr
+    found = json.loads(done.stdout)
+    assert test_status.matches_the_schema(found)
+    assert found["well"] == (done.returncode == 0) == (not found["next"])
+    return dict(found)
+
+
+def test_status_through_the_life_of_a_vault(place: Place) -> None:
+    place.init()
+    found = status(place)
+    assert (found["container"]["state"], found["next"]) == ("absent", "tazpod")
+    assert not (place.folder / ".tazpod/run").exists()
+
+    place.ok("up")
+    place.ok("unlock", passphrase=PASSPHRASE)
+    found = status(place)
+    assert found["next"] == "tazpod save"  # it was never sealed
+    assert found["vault"]["open"] is True
+    assert abs(found["vault"]["open_since"] - time.time()) < 600
+    image = docker("image", "inspect", "-f", "{{.Id}}", enginelib.IMAGE).strip()
+    assert image.startswith(f"sha256:{found['container']['image_id']}")
+    place.ok("save")
+    eventually(lambda: status(place)["well"], "all is well")
+    place.reads("head -c 300000 /dev/zero > ~/secrets/big")
+    found = status(place)
+    assert found["vault"]["unsaved"] is True
+    assert 300_000 < found["vault"]["bytes"] < found["vault"]["limit"] == 64 << 20
+    assert found["remote"]["state"] == "not used"
+    lines = place.run("status").stdout.splitlines()
+    titles = ["container", "vault", "remote", "identity", "daemon", "next:"]
+    assert [line.split()[0] for line in lines] == titles
+    assert "unsaved changes" in lines[1]
+    assert lines[-1] == "next: tazpod save  (there are unsaved changes)"
+    person = place.terminal()
+    inside = person.sh("tazpod status; [ $? = 4 ]").splitlines()
+    assert [line.split()[0] for line in inside] == titles[1:]
+    assert "1 session" in inside[0]
+    assert person.leaves() == 0
+    found = status(place)
+    assert (found["well"], found["vault"]["open"], found["vault"]["format"]) == (True, False, "openpgp")
+
+    place.configure("ports: ['127.0.0.1:18080:80']")
+    found = status(place)
+    assert (found["next"], len(found["container"]["drift"])) == ("tazpod up --recreate", 1)
+    place.ok("unlock", passphrase=PASSPHRASE)
+    docker("restart", "-t", "0", place.name)
+    found = status(place)
+    assert found["next"] == "tazpod"
+    assert found["vault"]["lost_since"] is not None
+    docker("pause", place.name)
+    found = status(place)
+    assert (found["vault"]["open"], found["next"]) == (None, "tazpod up")
+    docker("unpause", place.name)
+    place.reads("rm /usr/local/bin/tazpod", user="0")
+    done = place.run("status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "hint: tazpod up, then again"
+    done = place.run("status", DOCKER_HOST="unix:///nowhere.sock")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_status_asks_the_storage(place: Place) -> None:
+    s3lib.hasten(place, ASK_LIMIT=20)
+    place.init(*s3lib.CONFIG[:1], "sync.interval: 0")
+    place.env |= s3lib.KEYS
+    place.ok("up")
+    cloud = s3lib.Cloud(place.name, place.box / "cloud")
+    try:
+        place.ok("unlock", passphrase=PASSPHRASE)
+        place.ok("save")
+        found = status(place)
+        assert (found["remote"]["state"], found["next"]) == ("ahead", "tazpod push")
+        assert found["identity"]["kind"] == "environment"
+        place.ok("push")
+        found = status(place)
+        assert (found["remote"]["state"], found["well"]) == ("in sync", True)
+        asked = found["remote"]["asked_at"]
+        cloud.put(b"of another machine")
+        found = status(place)
+        assert (found["remote"]["state"], found["next"]) == ("behind", "tazpod lock, then tazpod pull")
+        place.reads("echo new > ~/secrets/new")
+        place.ok("save")
+        assert status(place)["remote"]["state"] == "diverged"
+        for side in (cloud.gate, cloud.store.name):
+            docker("stop", "-t", "0", side)
+        found = status(place)
+        assert (found["remote"]["state"], found["remote"]["failed"]) == ("unknown", True)
+        assert found["remote"]["asked_at"] <= asked
+        place.ok("down")
+        found = status(place)  # what is known without asking: it was not pushed
+        assert (found["remote"]["unpushed"], found["next"]) == (True, "tazpod push")
+    finally:
+        cloud.close()
+
+
+# -- doctor
+
+
+def doctor(place: Place, *words: str, **env: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """The exit status of doctor, and its checks by level."""
+    done = place.run("doctor", "--json", *words, **env)
+    assert done.stderr == ""
+    checks = json.loads(done.stdout)
+    assert all(set(item) == {"level", "name", "what", "fix"} and item["what"] for item in checks)
+    assert all(bool(item["fix"]) == (item["level"] != "ok") for item in checks)
+    by_level = {level: [i for i in checks if i["level"] == level] for level in ("ok", "advice", "failure")}
+    assert done.returncode == (tazpod.UNWELL if by_level["failure"] else 0)
+    return done.returncode, by_level
+
+
+def test_doctor_of_what_is_well_and_of_what_is_not(place: Place) -> None:
+    place.init()
+    _, found = doctor(place)
+    assert "nothing in it was checked" in found["advice"][-1]["what"]
+    sealed, config = place.sealed, place.folder / tazpod.CONFIG_PATH
+    sealed.write_bytes(b"x")
+    sealed.chmod(0o644)
+    os.chown(config, 4242, 4242)
+    _, found = doctor(place)
+    fixes = [item["fix"] for item in found["failure"]]
+    assert sorted(fixes) == sorted([f"chmod 600 {sealed}", f"sudo chown -hR 0:0 {config}"])
+    for fix in fixes:
+        subprocess.run(fix.replace("sudo ", ""), shell=True, check=True)
+    assert doctor(place)[0] == 0
+
+    place.ok("up")
+    status, found = doctor(place)
+    assert (status, found["failure"]) == (0, [])
+    names = {item["name"] for item in found["ok"]}
+    for name in (
+        *tazpod.PROGRAMS,
+        "engine",
+        "clock",
+        "image",
+        "MTU",
+        "files",
+        "config",
+        "disk",
+        "tmpfs",
+        "aws",
+    ):
+        assert name in names
+    assert place.reads("findmnt -no TARGET -t tmpfs | grep tazpod- || true") == ""
+    inside = place.run("run", "tazpod", "doctor")
+    assert "can be mounted" in inside.stdout
+
+    config.write_text(config.read_text() + "features: {ghost_mode: perhaps}\nimagee: x\n")
+    _, found = doctor(place, DOCKER_HOST="unix:///nowhere.sock")
+    assert [item["name"] for item in found["failure"]] == ["config", "engine"]
+    assert f"{config}:" in found["failure"][0]["what"]
+    lines = place.run("doctor", DOCKER_HOST="unix:///nowhere.sock").stdout.splitlines()
+    assert f"{'':<21}fix: start it, or check DOCKER_HOST; `docker info` shows more" in lines
+    assert {item["name"] for item in found["ok"]} >= {"files", "disk"}
+
+
+def test_doctor_of_an_image_that_lacks_a_program(place: Place) -> None:
+    image = place.build(
+        f"FROM {enginelib.IMAGE}\nUSER root\nRUN rm /usr/bin/openssl /usr/bin/aws\nUSER tazpod\n"
+    )
+    place.init(image=image)
+    assert "lacks what the vault needs: openssl" in place.run("up").stderr
+    status, found = doctor(place)
+    assert status == tazpod.UNWELL
+    assert [item["name"] for item in found["failure"]] == ["openssl"]
+    assert [item["name"] for item in found["advice"]] == ["aws"]
