@@ -625,12 +625,12 @@ def sha256(data: bytes = b"") -> Any:
 def digest_fd(fd: int) -> str:
     """SHA-256 of a file from its beginning, leaving it there."""
     os.lseek(fd, 0, os.SEEK_SET)
-    digest = sha256()
+    digest, piece = sha256(), memoryview(bytearray(1 << 18))  # one for all: new memory is dear
     while True:
-        piece = os.read(fd, 1 << 20)
-        if not piece:
+        count = os.readv(fd, [piece])
+        if not count:
             break
-        digest.update(piece)
+        digest.update(piece[:count])
     os.lseek(fd, 0, os.SEEK_SET)
     return str(digest.hexdigest())
 
@@ -2135,8 +2135,7 @@ def has_sealed(vault: Vault) -> bool:
 
 def digest_data(fd: int, size: int) -> bytes:
     """A digest of a file's size and data; holes are skipped, however large they are (lseek(2))."""
-    digest = sha256(b"%d" % size)
-    end = 0
+    digest, piece, end = sha256(b"%d" % size), memoryview(bytearray(min(1 << 18, size))), 0
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
@@ -2147,11 +2146,11 @@ def digest_data(fd: int, size: int) -> bytes:
         end = os.lseek(fd, start, os.SEEK_HOLE)
         digest.update(b" %d-%d:" % (start, end))
         while start < end:
-            piece = os.pread(fd, min(1 << 20, end - start), start)
-            if not piece:
+            count = os.preadv(fd, [piece[: end - start]], start)
+            if not count:
                 break
-            digest.update(piece)
-            start += len(piece)
+            digest.update(piece[:count])
+            start += count
     return bytes(digest.digest())
 
 
@@ -3877,14 +3876,14 @@ def sync_cycle(config: Config, vault: Vault, log: Any) -> bool:
     """Save if something changed, push if what is sealed is not in the storage; False on failure."""
     with vault_lock(vault):
         changed = survey(vault.mount).digest != read_state(vault).get("tree")
-        old_format = bool(sealed_digest(vault)) and not sealed_is_native(vault)
-    if changed and old_format:
+        old_format = changed and bool(sealed_digest(vault)) and not sealed_is_native(vault)
+    if old_format:
         log.debug("not saved: the first save over a vault of Go TazPod is for a person to start")
     elif changed and not by_child(log, "save"):
         return False
-    base, digest = base_of(vault, config), sealed_digest(vault)
-    # A conflict waits for a person: see `tell_sync`.
-    if digest not in ("", base.get("digest")) and "conflict" not in base and uses_storage(config, vault):
+    base = base_of(vault, config)
+    syncs = "conflict" not in base and (base or uses_storage(config, vault))  # see `tell_sync`
+    if syncs and sealed_digest(vault) not in ("", base.get("digest")):
         return by_child(log, "push")
     log.debug("nothing to do")
     return True
