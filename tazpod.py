@@ -4704,13 +4704,16 @@ def cmd_pod_status(args: argparse.Namespace) -> int:
     return OK
 
 
-def ask_pod(config: Config, word: str) -> Any:
+def ask_pod(config: Config, container: Container, word: str) -> Any:
     """What an internal word of the pod prints as JSON."""
     result = capture(exec_argv(config, ["tazpod", word], terminal=False))
     lines = result.out.splitlines()
-    if result.code != 0 or not lines:
-        raise TazpodError(f"the container could not be asked: {result.reason}", "tazpod up, then again")
-    return json.loads(lines[-1])  # a profile of the image may have said something before
+    if result.code == 0 and lines:
+        with contextlib.suppress(ValueError):
+            return json.loads(lines[-1])  # a profile of the image may have said something before
+    old = not is_installed(config, container)
+    why = "it holds another version of tazpod" if old else result.reason
+    raise TazpodError(f"the container could not be asked: {why}", "tazpod up, then again")
 
 
 def host_facts(config: Config) -> Facts:
@@ -4718,7 +4721,7 @@ def host_facts(config: Config) -> Facts:
     container, image = look(config)
     opened = None if container and container.in_memory else False
     if container and container.running:
-        facts = Facts(**ask_pod(config, STATUS_WORD))
+        facts = Facts(**ask_pod(config, container, STATUS_WORD))
     else:
         facts = sealed_facts(config, host_vault(config), opened)
     return facts._replace(
@@ -4880,7 +4883,7 @@ def check_engine(config: Config) -> Iterator[Check]:
         if what not in narrow:
             yield Check("advice", "container", f"it is older than {what}", "tazpod up --recreate")
     if container and container.running:
-        yield from (Check(*item) for item in ask_pod(config, DOCTOR_WORD))
+        yield from (Check(*item) for item in ask_pod(config, container, DOCTOR_WORD))
     else:
         what = f"it {'does not run' if container else 'is not there'}, so nothing in it was checked"
         yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
