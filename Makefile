@@ -34,7 +34,7 @@ run: .venv/ready
 
 test: .venv/ready
 	tests/engine need gpg openssl tar tmux git sudo unshare=util-linux ip=iproute2 \
-	    ssh-agent=openssh-client dropbear=dropbear-bin
+	    zsh fish groff=groff-base ssh-agent=openssh-client dropbear=dropbear-bin
 	$(ENGINE)
 	tests/engine image $(TEST_IMAGE) aws
 	tests/engine image $(TEST_FULL_IMAGE)

@@ -105,7 +105,7 @@ RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
 
 SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
 GUARD_WORD, STATUS_WORD = "__internal_sync_daemon", "__internal_status"
-DOCTOR_WORD = "__internal_doctor"
+DOCTOR_WORD, COMPLETE_WORD = "__internal_doctor", "__complete"
 
 ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 
@@ -5027,6 +5027,35 @@ def doctor_lines(found: Sequence[Check]) -> list[str]:
     return lines
 
 
+# Each shell asks `__complete` with the words so far, the unfinished one last.
+COMPLETIONS = {
+    "bash": r"""_tazpod() {
+    local IFS=$'\n'
+    COMPREPLY=($(tazpod __complete "${COMP_WORDS[@]:0:COMP_CWORD+1}" 2>/dev/null))
+}
+complete -o default -F _tazpod tazpod
+""",
+    "zsh": r"""#compdef tazpod
+_tazpod() {
+    local -a found
+    found=("${(@f)$(tazpod __complete "${(@)words[1,CURRENT]}" 2>/dev/null)}")
+    if [[ -n $found[1] ]]; then compadd -- "${found[@]}"; else _files; fi
+}
+if [[ $funcstack[1] = _tazpod ]]; then _tazpod "$@"; else compdef _tazpod tazpod; fi
+""",
+    "fish": r"""function __tazpod; tazpod __complete (commandline -opc) (commandline -ct) 2>/dev/null; end
+complete -c tazpod -f -a '(__tazpod)'
+complete -c tazpod -n '__fish_seen_subcommand_from run' -F
+""",
+}
+
+
+def cmd_completion(args: argparse.Namespace) -> int:
+    """print what makes bash, zsh or fish complete tazpod's words"""
+    emit(COMPLETIONS[args.shell].rstrip())
+    return OK
+
+
 # -- what --dry-run shows: nothing of this changes anything, and the words themselves are not run
 
 
@@ -5319,6 +5348,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("config", cmd_config),
         Word("list", cmd_list, (JSON,), host_only=True),
         Word("doctor", cmd_doctor, (JSON,)),
+        Word("completion", cmd_completion, (option("shell", choices=list(COMPLETIONS), help="the shell"),)),
     ),
     "Storage": (
         Word("login", cmd_login),
@@ -5426,6 +5456,75 @@ def overview() -> str:
     return "\n".join([*lines, HELP_TAIL.rstrip()])
 
 
+GLOBAL_FLAGS = ("--yes", "--debug", "--dry-run")
+
+
+def complete(
+    words: Sequence[str], pods: Callable[[], Iterable[str]], past: Callable[[str], Iterable[str]]
+) -> list[str]:
+    """What the last of these words may become.
+
+    `pods` gives the names of all pods, `past` the earlier versions of one, or, of '', of this folder's.
+    """
+    *before, last = [word for word in words if word != "="] or [""]  # bash cuts --pod=NAME there
+    typed, pod, items = [], "", iter(before)
+    for item in items:
+        if item == "--pod":
+            pod = next(items, "?")
+        elif item not in GLOBAL_FLAGS:
+            typed.append(item)
+    found: Iterable[str] = ()
+    if pod == "?":
+        found = pods()
+    elif last.startswith("--pod="):
+        found = (f"--pod={name}" for name in pods())
+    elif not typed:
+        found = (*all_words(), *ALIASES, "help", "--help", "--version", "--pod", *GLOBAL_FLAGS)
+    elif typed == ["help"]:
+        found = (*all_words(), *ALIASES)
+    else:
+        name, *rest = ALIASES.get(typed[0], typed[:1]) + typed[1:]
+        if name in all_words():
+            found = _complete_options(all_words()[name], rest, last, partial(past, pod))
+    return sorted(word for word in found if word.startswith(last))
+
+
+def _complete_options(
+    word: Word, rest: Sequence[str], last: str, past: Callable[[], Iterable[str]]
+) -> Iterable[str]:
+    settings = {names[0]: more for names, more in word.options if more.get("help") != HIDDEN}
+    given = [item for item in rest if item[:1] != "-"]
+    previous = settings.get(rest[-1], {}) if rest else {}
+    if (previous and "action" not in previous) or (given and word.name == "run"):
+        return ()  # a value, or the words of a command
+    if last[:1] == "-":
+        return (*(name for name in settings if name[0] == "-"), "--help", "--pod", *GLOBAL_FLAGS)
+    if given or word.name == "run":
+        return ()
+    for name, more in settings.items():
+        if name[0] != "-" and "choices" in more:
+            return list(more["choices"])
+        if name == "version":
+            return () if "--remote" in rest else past()  # the storage is not asked while somebody types
+    return (name for name in settings if name[0] == "-")
+
+
+def cmd_complete(words: Sequence[str]) -> int:
+    """Answer a shell that completes: one word a line, silent whatever happens."""
+    OPTIONS.hurry = True
+
+    def past(pod: str) -> Iterator[str]:
+        OPTIONS.folder = project_of(pod) if pod else None
+        vault = Vault(project_folder() / ENVELOPE / "vault", Path("/nowhere"))
+        return (path.name[: -len(".tar.aes")] for path in versions(vault))
+
+    with contextlib.suppress(TazpodError, OSError):
+        found = complete(words, find_pods, past)
+        if found:
+            emit("\n".join(found))
+    return OK
+
+
 def forward_words(word: Word, args: argparse.Namespace) -> list[str]:
     """The words that say the same in the pod; the passphrase goes another way."""
     words = [word.name]
@@ -5442,6 +5541,8 @@ def forward_words(word: Word, args: argparse.Namespace) -> list[str]:
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
+    if argv[:1] == [COMPLETE_WORD]:
+        return cmd_complete(argv[2:])
     words: list[str] = []
     pod: str | None = None
     items = iter(enumerate(argv))

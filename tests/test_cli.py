@@ -17,7 +17,7 @@ import tazpod
 HOST_WORDS = [word.name for word in tazpod.all_words().values() if word.host_only]
 POD_WORDS = ["unlock", "save", "lock", "passwd", "verify", "restore", "history"]
 POD_WORDS += ["login", "push", "pull", "setup-storage"]
-BOTH_WORDS = ["config", "env", "status", "doctor"]  # env only says on the host where it belongs
+BOTH_WORDS = ["config", "env", "status", "doctor", "completion"]  # env only says on the host where it belongs
 
 
 def shown(capfd):
