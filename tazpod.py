@@ -4538,7 +4538,7 @@ def cmd_env(args: argparse.Namespace) -> int:
         lines["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else None
     lines |= {"HOST_CWD": os.environ["HOST_CWD"], "AWS_CONFIG_FILE": POD_AWS_CONFIG}
     if config.ghost_mode:
-        lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "the vault is locked"
+        lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "locked"
     for name, value in lines.items():
         emit(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
     return OK
