@@ -5348,7 +5348,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("config", cmd_config),
         Word("list", cmd_list, (JSON,), host_only=True),
         Word("doctor", cmd_doctor, (JSON,)),
-        Word("completion", cmd_completion, (option("shell", choices=list(COMPLETIONS), help="the shell"),)),
+        Word("completion", cmd_completion, (option("shell", choices=[*COMPLETIONS], help="the shell"),)),
     ),
     "Storage": (
         Word("login", cmd_login),
