@@ -12,7 +12,7 @@ The whole tool is this file.  It reads from top to bottom, and a section calls o
     1  errors             what can go wrong, each with its exit status and a next step
     2  output, questions  the only prints; talk goes to stderr, data to stdout
     3  running programs   the only section that knows plumbum
-    4  config             the only reader of YAML and of the environment
+    4  config             the only reader of YAML; how files are written and locked
     5  container          docker's argv, and what the container is
     6  vault              seal, unseal, the tmpfs, lock (in the container only)
     7  storage            the vault's copies in S3, by the aws CLI (in the container only)
@@ -1272,6 +1272,13 @@ def network_argv(mtu: int) -> list[str]:
     return ["docker", "network", "create", "--opt", option, network_name(mtu)]
 
 
+def create_network(mtu: int) -> None:
+    """Make that network, unless somebody was faster: of one name, Docker keeps one."""
+    result = capture(network_argv(mtu))
+    if result.code != 0 and "already exists" not in result.err:
+        raise engine_error(result)
+
+
 def route_mtu() -> int | None:
     """The MTU of this host's route to the internet, by IP_MTU of ip(7); None where it cannot be told.
 
@@ -1289,6 +1296,8 @@ def route_mtu() -> int | None:
 
 def wanted_mtu(config: Config) -> int | None:
     """The MTU that the container's network must have; None: Docker's own network will do."""
+    if any(re.match("--net(work)?(=|$)", word) for word in config.docker_args):
+        return None  # whoever names a network has chosen
     if config.mtu != "auto":
         return int(config.mtu) if config.mtu != "off" else None
     mtu = route_mtu()
@@ -1597,7 +1606,7 @@ def up_steps(config: Config, anew: bool = False) -> Generator[Step, None, Contai
         mtu = wanted_mtu(config)
         if mtu and capture(["docker", "network", "inspect", network_name(mtu)]).code != 0:
             say(f"the way to the internet takes packets of {mtu} bytes: making a network for that")
-            yield Step(network_argv(mtu), lambda: docker(network_argv(mtu or 0)))
+            yield Step(network_argv(mtu), partial(create_network, mtu))
         yield Step(run_argv(config, home_folder(), mtu), lambda: create_container(config, mtu))
     elif status in ("created", "exited"):
         say(f"starting the container {name} again")

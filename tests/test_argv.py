@@ -173,6 +173,13 @@ def test_the_argv_of(built, expected):
         ),
         ({"mtu": "1280"}, IMAGE_ID, ("tazpod-mtu-1280",), True, []),
         ({"mtu": "1400"}, IMAGE_ID, ("tazpod-mtu-1280",), True, []),
+        (
+            {"mtu": "1280", "docker_args": ("--network", "host")},
+            IMAGE_ID,
+            ("host",),
+            True,
+            ["the config: docker"],
+        ),
         ({"mtu": "1280"}, IMAGE_ID, ("tazpod-mtu-1400",), True, ["the network: its MTU is 1400, the way to"]),
         (
             {"shell": "/bin/zsh", "identity": (), "vault_size": "1g"},
