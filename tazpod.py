@@ -5324,7 +5324,7 @@ KEEP_MINE = option("--keep-mine", action="store_true", help="put theirs into the
 TAKE_THEIRS = option("--force", action="store_true", help="take theirs, and put mine into the history")
 OVERWRITE = option("--force", action="store_true", help="replace theirs, which goes to the history there")
 REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
-JSON = option("--json", action="store_true", help="for programs")
+JSON = option("--json", action="store_true", help="print JSON, for programs")
 COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
@@ -5348,7 +5348,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("config", cmd_config),
         Word("list", cmd_list, (JSON,), host_only=True),
         Word("doctor", cmd_doctor, (JSON,)),
-        Word("completion", cmd_completion, (option("shell", choices=list(COMPLETIONS), help="the shell"),)),
+        Word("completion", cmd_completion, (option("shell", choices=[*COMPLETIONS], help="the shell"),)),
     ),
     "Storage": (
         Word("login", cmd_login),
