@@ -4,13 +4,14 @@
 #                without a terminal, the same walk by itself (tests/demo)
 #   make test    all tests; ARGS='-k vault' is handed to pytest
 #   make check   ruff and mypy
+#   make man     docs/tazpod.1, from the tables that --help is made from
 #   make clean   stop the private engine, remove what was made in this folder
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test check clean
+.PHONY: run test check man clean
 .DEFAULT_GOAL := run
 
 DEMO = $${TAZPOD_DEMO:-$$HOME/tazpod-demo}
@@ -45,6 +46,10 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict tazpod.py
+
+man: .venv/ready
+	.venv/bin/python docs/man >docs/tazpod.1.new
+	mv docs/tazpod.1.new docs/tazpod.1
 
 clean:
 	tests/engine down

@@ -5333,7 +5333,7 @@ KEEP_MINE = option("--keep-mine", action="store_true", help="put theirs into the
 TAKE_THEIRS = option("--force", action="store_true", help="take theirs, and put mine into the history")
 OVERWRITE = option("--force", action="store_true", help="replace theirs, which goes to the history there")
 REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
-JSON = option("--json", action="store_true", help="for programs")
+JSON = option("--json", action="store_true", help="print JSON, for programs")
 COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
