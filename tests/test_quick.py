@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -91,6 +92,13 @@ def test_without_plumbum_a_program_that_is_missing_has_the_same_error(
         AssertionError, match=r"docker is not installed, or not on PATH\n +hint: install Docker"
     ):
         started()
+
+
+@pytest.mark.parametrize("word", [*tazpod.all_words().values(), *tazpod.INTERNAL], ids=lambda word: word.name)
+def test_a_word_alone_means_what_argparse_says(word: tazpod.Word) -> None:
+    with contextlib.suppress(tazpod.UsageError):  # of a word that cannot stand alone
+        said = vars(tazpod.make_parser(word).parse_args([]))
+        assert vars(tazpod.parse_words(word, [])) == said
 
 
 # -- the config that is remembered

@@ -304,4 +304,4 @@ def test_a_missing_program_is_named_with_its_cure(project, stub_path):
         "hint: install Docker: https://docs.docker.com/engine/install/",
     ]
     write_stub(stub_path, "docker", "exit 1")
-    assert run_cli("up", env={"PATH": str(stub_path)}).returncode == 1
+    assert run_cli("up", env={"PATH": str(stub_path), "HOME": str(project.parent / "home")}).returncode == 1
