@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 else:
     json, shlex, Path = Late("json"), Late("shlex"), Late("pathlib", "Path")
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # ── 0. constants ──────────────────────────────────────────────────────────────────────────
 

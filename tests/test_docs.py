@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import enginelib
@@ -163,6 +164,25 @@ def test_the_way_back_to_go_tazpod_is_one_copy(tmp_path: Path) -> None:
     assert bash(block(README, "cd .tazpod/vault"), tmp_path).returncode == 0
     assert vault.sealed.read_bytes() == data
     assert (vault.folder / "vault.tar.aes.new").read_bytes() == b"ours"
+
+
+def test_the_lines_for_completion_load_in_their_shells(tmp_path: Path) -> None:
+    write_stub(tmp_path, "tazpod", f'exec {sys.executable} {ROOT / "tazpod.py"} "$@"')
+    lines = block(README, ". <(tazpod completion bash)").splitlines()
+    for line, words, shown in zip(
+        lines,
+        (["bash", "-c"], ["zsh", "-fc"], ["fish", "--no-config", "-c"]),
+        (
+            "{}; complete -p tazpod",
+            "autoload -Uz compinit; compinit -uD; {}; echo $_comps[tazpod]",
+            "{}; complete -C 'tazpod unl'",
+        ),
+    ):
+        env = {"PATH": f"{tmp_path}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+        script = shown.format(line)
+        done = subprocess.run([*words, script], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), line
+        assert ("unlock" if words[0] == "fish" else "_tazpod") in done.stdout, line
 
 
 @pytest.mark.engine
