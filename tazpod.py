@@ -5365,13 +5365,13 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("pull", cmd_pull, (WHAT, KEEP_MINE, TAKE_THEIRS)),
         Word("setup-storage", cmd_setup_storage),
     ),
-    "In the container": (Word("env", cmd_env),),
     "The vault's care": (
         Word("passwd", cmd_passwd, (PASSPHRASE_FD,)),
         Word("history", cmd_history, (REMOTE,)),
         Word("verify", cmd_verify, (PERHAPS_VERSION, REMOTE, PASSPHRASE_FD)),
         Word("restore", cmd_restore, (VERSION, REMOTE, PASSPHRASE_FD)),
     ),
+    "In the container": (Word("env", cmd_env),),
 }
 INTERNAL = (
     Word(GUARD_WORD, cmd_guard),
@@ -5458,9 +5458,9 @@ def overview() -> str:
         lines.append(title)
         for word in group:
             name = {"enter": "enter, ssh", "pull": "pull, sync, update"}.get(word.name, word.name)
-            lines.append(f"  {name:<17} {(word.run.__doc__ or '').strip()}")
+            lines.append(f"  {name:<18} {(word.run.__doc__ or '').strip()}")
         if title.startswith("Project"):
-            lines.append("  help WORD         explain a word")
+            lines.append("  help WORD          explain a word")
         lines.append("")
     return "\n".join([*lines, HELP_TAIL.rstrip()])
 
