@@ -1834,7 +1834,8 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         if not os.path.ismount(folder):
             os.chown(folder, uid, gid)
-            folder.chmod(0o700)
+            # Whoever takes a locked vault for an open one must not write to the container's disk.
+            folder.chmod(0o500 if folder.name == "secrets" else 0o700)
     record = Path(POD_TOOL, "links")
     before = record.read_text().split("\0") if record.exists() else []
     with acting_as(uid, gid):

@@ -562,6 +562,9 @@ def test_all_that_is_made_belongs_to_the_owner_of_the_project(owned: Owned) -> N
     owned.ok("unlock", passphrase=PASSPHRASE)
     assert owned.reads("cat ~/secrets/x") == "x"
     owned.reads("echo y > ~/secrets/x")
+    owned.ok("lock")
+    if owned.owner:  # root may write anywhere
+        assert owned.inside("echo z > ~/secrets/z").returncode != 0
     owned.ok("down")
     made = [owned.folder, *owned.folder.rglob("*")]
     assert len(made) > 8
