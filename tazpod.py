@@ -3602,6 +3602,8 @@ def docker_settings() -> dict[str, str]:
 
 def open_shell(config: Config, session: Session) -> int:
     """The shell, tied to this session; its exit status."""
+    import subprocess
+
     with contextlib.ExitStack() as starting:
         path = config.run_folder / "enter.lock"
         starting.enter_context(locked_file(path, "opening a shell"))
@@ -3610,8 +3612,11 @@ def open_shell(config: Config, session: Session) -> int:
         def claimed(process: Any) -> None:
             session.wait_claimed(process)
             starting.close()
-            with contextlib.suppress(MissingProgram):
-                tool("docker")  # loads plumbum, now that nobody waits
+            try:
+                process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(MissingProgram):
+                    tool("docker")  # loads plumbum, now that nobody waits
 
         terminal = on_terminal() and sys.stdout.isatty()
         env = docker_settings() if terminal else None
