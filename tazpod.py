@@ -4609,113 +4609,98 @@ def epoch(text: str) -> int | None:
     return None
 
 
-def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> Facts:
-    """What the files tell, on either side."""
-    facts = Facts(str(config.project), vault_used=config.ghost_mode, vault_open=opened)
+def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> dict[str, Any]:
+    """What the files tell, on either side: what `Facts` is made from."""
+    known: dict[str, Any] = {"project": str(config.project), "vault_used": config.ghost_mode}
+    known["vault_open"] = opened if config.ghost_mode else False
     if not config.ghost_mode:
-        return facts._replace(vault_open=False)
+        return known
     if has_sealed(vault):
         info = vault.sealed.lstat()
-        try:
-            kind = format_name(sealed_head(vault.sealed))
-        except VaultError:
-            kind = "unreadable"
-        facts = facts._replace(vault_format=kind, vault_size=info.st_size, vault_sealed_at=int(info.st_mtime))
-    if opened is False and mounted_at(vault.transit) is None and vault.marker.exists():
-        facts = facts._replace(vault_lost_since=int(vault.marker.stat().st_mtime))
+        known.update(vault_format="unreadable", vault_size=info.st_size, vault_sealed_at=int(info.st_mtime))
+        with contextlib.suppress(VaultError):
+            known["vault_format"] = format_name(sealed_head(vault.sealed))
+    # Not in the middle of an unlock, which writes the mark first.
+    if opened is False and vault.marker.exists() and not (in_pod() and mounted_at(vault.transit)):
+        known["vault_lost_since"] = int(vault.marker.stat().st_mtime)
     base = base_of(vault, config)
     if base:
-        facts = facts._replace(
-            remote_state="unknown",
-            remote_bucket=config.aws_bucket,
-            remote_asked_at=epoch(base.get("time", "")),
-            remote_unpushed=facts.vault_format != "unreadable"
-            and sealed_digest(vault) not in ("", base.get("digest")),
-            remote_failed="conflict" in base,
-            remote_reason="another machine has pushed" if "conflict" in base else "the container is down",
-        )
-    return facts
+        stuck = "conflict" in base
+        known.update(remote_state="unknown", remote_bucket=config.aws_bucket, remote_failed=stuck)
+        known["remote_asked_at"] = epoch(base.get("time", ""))
+        known["remote_reason"] = "another machine has pushed" if stuck else "the container is down"
+        with contextlib.suppress(VaultError):
+            known["remote_unpushed"] = sealed_digest(vault) not in ("", base.get("digest"))
+    return known
 
 
-def open_facts(facts: Facts, vault: Vault) -> Facts:
+def open_facts(vault: Vault) -> dict[str, Any]:
     """What the open vault tells."""
-    unsaved: bool | None = None
+    known: dict[str, Any] = {"vault_unsaved": None}
     with contextlib.suppress(VaultError, OSError):  # it may be locked just now
         room = os.statvfs(vault.mount)
-        facts = facts._replace(
-            vault_open_since=int((vault.mount / PASSPHRASE_FILE).stat().st_mtime),
-            vault_bytes=(room.f_blocks - room.f_bfree) * room.f_frsize,
-            vault_limit=room.f_blocks * room.f_frsize,
-        )
-        unsaved = not facts.vault_format or survey(vault.mount).digest != read_state(vault).get("tree")
-    return facts._replace(vault_unsaved=unsaved)
+        known["vault_open_since"] = int((vault.mount / PASSPHRASE_FILE).stat().st_mtime)
+        known["vault_bytes"] = (room.f_blocks - room.f_bfree) * room.f_frsize
+        known["vault_limit"] = room.f_blocks * room.f_frsize
+        changed = survey(vault.mount).digest != read_state(vault).get("tree")
+        known["vault_unsaved"] = changed or not has_sealed(vault)
+    return known
 
 
-def remote_facts(facts: Facts, config: Config, vault: Vault) -> Facts:
-    """What the storage says, asked now, and with whose credentials."""
-    kind, expires = "none", None
+def login_expiry(vault: Vault) -> int | None:
+    """When the login that the AWS CLI keeps expires; None when it keeps none."""
+    moments = []
     for path in (vault.home / ".aws/sso/cache").glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            token = json.loads(path.read_text())
-            if "accessToken" in token:
-                kind, expires = "login", max(expires or 0, epoch(str(token.get("expiresAt"))) or 0)
+            kept = json.loads(path.read_text())
+            if "accessToken" in kept:  # not the registration of a client
+                moments.append(epoch(str(kept.get("expiresAt"))) or 0)
+    return max(moments, default=None)
+
+
+def remote_facts(config: Config, vault: Vault, opened: bool) -> dict[str, Any]:
+    """Whose credentials there are, and what the storage says to them, asked now."""
+    known: dict[str, Any] = {}
     try:
-        storage = storage_of(config, vault)
-        kind = "vault" if storage.key_id else kind if storage.profile else "environment"
-        profile = storage.profile if kind == "login" else ""
-        facts = facts._replace(
-            identity_kind=kind,
-            identity_profile=profile,
-            identity_expires_at=expires if kind == "login" else None,
-        )
+        storage, expires = storage_of(config, vault), login_expiry(vault)
+        known["identity_kind"] = "vault" if storage.key_id else "none" if storage.profile else "environment"
+        if known["identity_kind"] == "none" and expires is not None:
+            known.update(identity_kind="login", identity_profile=storage.profile, identity_expires_at=expires)
         if not uses_storage(config, vault):
-            return facts
-        facts = facts._replace(remote_state="unknown", remote_bucket=config.aws_bucket)
+            return known
+        known.update(remote_state="unknown", remote_bucket=config.aws_bucket)
         if not has_credentials(storage, vault):
-            failed = bool(facts.vault_open)
-            reason = "there is no login" if failed else "the vault is locked"
-            hint = "tazpod login" if failed else ""
-            return facts._replace(remote_failed=failed, remote_reason=reason, remote_hint=hint)
-        remote, base = head(storage._replace(limit=ASK_LIMIT)), base_of(vault, config)
-        state = compare_sides(sealed_digest(vault), base, remote)
-        unpushed = state in ("ahead", "diverged")
-        return facts._replace(
-            remote_state=state,
-            remote_asked_at=int(time.time()),
-            remote_unpushed=unpushed,
-            remote_failed=False,
-            remote_reason="",
-        )
+            reason, hint = ("there is no login", "tazpod login") if opened else ("the vault is locked", "")
+            return {**known, "remote_failed": opened, "remote_reason": reason, "remote_hint": hint}
+        remote = head(storage._replace(limit=ASK_LIMIT))
+        state = compare_sides(sealed_digest(vault), base_of(vault, config), remote)
+        known.update(remote_state=state, remote_asked_at=int(time.time()), remote_reason="")
+        known.update(remote_unpushed=state in ("ahead", "diverged"), remote_failed=False)
     except (TazpodError, OSError) as error:
-        hint = error.hint if isinstance(error, TazpodError) else ""
-        return facts._replace(remote_failed=True, remote_reason=str(error), remote_hint=hint)
+        known.update(remote_failed=True, remote_reason=str(error), remote_hint=getattr(error, "hint", ""))
+    return known
 
 
-def pod_facts(config: Config) -> Facts:
+def pod_facts(config: Config) -> dict[str, Any]:
     """All that the pod knows."""
-    vault, folder = pod_vault(config), Path(WORKSPACE, ENVELOPE, "run")
+    vault = pod_vault(config)
     opened = config.ghost_mode and is_open(vault)
-    facts = sealed_facts(config, vault, opened)
+    known = sealed_facts(config, vault, opened)
     if not config.ghost_mode:
-        return facts
-    notes = guard_notes()
-    running = False
+        return known
+    notes, running = guard_notes(), False
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             running = running or path.read_bytes().endswith(f"\0{GUARD_WORD}\0".encode())
-    facts = (open_facts(facts, vault) if opened else facts)._replace(
-        vault_sessions=live_sessions(folder),
-        daemon_running=running,
-        daemon_success_at=notes.get("success"),
-        daemon_failed_at=notes.get("failed"),
-        daemon_error=notes.get("error", ""),
-    )
-    return remote_facts(facts, config, vault)
+    known.update(daemon_running=running, daemon_error=notes.get("error", ""))
+    known.update(daemon_success_at=notes.get("success"), daemon_failed_at=notes.get("failed"))
+    known["vault_sessions"] = live_sessions(Path(WORKSPACE, ENVELOPE, "run"))
+    return {**known, **(open_facts(vault) if opened else {}), **remote_facts(config, vault, opened)}
 
 
 def cmd_pod_status(args: argparse.Namespace) -> int:
     """print the facts of the pod (run by status)"""
-    emit(json.dumps(pod_facts(the_project())._asdict()))
+    emit(json.dumps(pod_facts(the_project())))
     return OK
 
 
@@ -4731,22 +4716,19 @@ def ask_pod(config: Config, container: Container, word: str) -> Any:
     raise TazpodError(f"the container could not be asked: {why}", "tazpod up, then again")
 
 
-def host_facts(config: Config) -> Facts:
+def host_facts(config: Config) -> dict[str, Any]:
     """All that the host knows, and the pod when it runs."""
     container, image = look(config)
-    opened = None if container and container.in_memory else False
     if container and container.running:
-        facts = Facts(**ask_pod(config, container, STATUS_WORD))
+        known = ask_pod(config, container, STATUS_WORD)
     else:
-        facts = sealed_facts(config, host_vault(config), opened)
-    return facts._replace(
-        project=str(config.project),
-        container_name=config.container_name,
-        container_state=container.status if container else "absent",
-        container_image=container.image if container else config.image,
-        container_image_id=(container.image_id if container else image).rpartition(":")[2][:12],
-        container_drift=drift(config, container, image) if container else (),
-    )
+        known = sealed_facts(config, host_vault(config), None if container and container.in_memory else False)
+    known.update(project=str(config.project), container_name=config.container_name)
+    known["container_state"] = container.status if container else "absent"
+    known["container_image"] = container.image if container else config.image
+    image_id = container.image_id if container else image
+    known["container_image_id"] = image_id.rpartition(":")[2][:12]
+    return {**known, "container_drift": drift(config, container, image) if container else []}
 
 
 def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
@@ -4755,7 +4737,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     asleep = f.container_state in ("", "absent", "created", "running", "exited")
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
     unknown = f.remote_state == "unknown" and f.remote_failed
-    first = "tazpod lock, then " if f.vault_open else ""
+    first, older = "tazpod lock, then " if f.vault_open else "", "; ".join(f.container_drift)
     table = (
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
         (f.vault_lost_since, "the container stopped while the vault was open", "tazpod"),
@@ -4769,11 +4751,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (unknown, f"the storage: {f.remote_reason}", f.remote_hint or "tazpod push"),
         (f.remote_unpushed, "the sealed vault was not pushed", "tazpod push"),
         (f.vault_open and stale, f"the daemon failed: {f.daemon_error}", "tazpod save"),
-        (
-            f.container_drift,
-            f"the container is older than {'; '.join(f.container_drift)}",
-            "tazpod up --recreate",
-        ),
+        (f.container_drift, f"the container is older than {older}", "tazpod up --recreate"),
     )
     return [(what, step) for wrong, what, step in table if wrong]
 
@@ -4793,11 +4771,9 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     def ago(what: str, moment: int | None) -> str:
         return f"{what} {span(now - moment)} ago" if moment is not None else ""
 
-    vault = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
-    login = f.identity_expires_at
-    left = (
-        "" if login is None else f"expires in {span(login - now)}" if login > now else ago("expired", login)
-    )
+    login = f.identity_expires_at or 0
+    left = f"expires in {span(login - now)}" if login > now else ago("expired", f.identity_expires_at)
+    image = f"{f.container_image} ({f.container_image_id})" if f.container_image_id else f.container_image
     sealed = f"{ago('sealed', f.vault_sealed_at)}, {f.vault_format}, {bytes_text(f.vault_size)}"
     opened = (
         f"for {span(now - (f.vault_open_since or now))}",
@@ -4805,32 +4781,21 @@ def status_lines(facts: Facts, now: float) -> list[str]:
         {None: "changes unknown", True: "unsaved changes", False: "all saved"}[f.vault_unsaved],
         f"{bytes_text(f.vault_bytes)} of {bytes_text(f.vault_limit)}",
     )
-    rows: list[tuple[str, str, tuple[str, ...]]] = []
-    if f.container_state:
-        image = f"{f.container_image} ({f.container_image_id})" if f.container_image_id else f.container_image
-        rows.append(("container", f.container_state, (f.container_name, image)))
-    if f.vault_used:
-        rows += [
-            (
-                "vault",
-                vault,
-                (*(opened if f.vault_open else ()), sealed if f.vault_format else "never sealed"),
-            ),
-            ("remote", f.remote_state, (f.remote_bucket, f.remote_reason, ago("asked", f.remote_asked_at))),
-            ("identity", f.identity_kind, (f.identity_profile, left)),
-            (
-                "daemon",
-                "running" if f.daemon_running else "not running",
-                (
-                    ago("last success", f.daemon_success_at),
-                    ago(f"last error ({f.daemon_error})", f.daemon_failed_at),
-                ),
-            ),
-        ]
-    wide = max((len(state) for _, state, _ in rows), default=0)
-    return [
-        f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, more))}".rstrip() for name, state, more in rows
+    vault = (*(opened if f.vault_open else ()), sealed if f.vault_format else "never sealed")
+    worked = ago("last success", f.daemon_success_at)
+    failed = ago(f"last error ({f.daemon_error})", f.daemon_failed_at)
+    open_word = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
+    rows = [
+        ("container", f.container_state, (f.container_name, image)),
+        ("vault", open_word, vault),
+        ("remote", f.remote_state, (f.remote_bucket, f.remote_reason, ago("asked", f.remote_asked_at))),
+        ("identity", f.identity_kind, (f.identity_profile, left)),
+        ("daemon", "running" if f.daemon_running else "not running", (worked, failed)),
     ]
+    rows = rows[0 if f.container_state else 1 : None if f.vault_used else 1]
+    wide = max((len(state) for _, state, _ in rows), default=0)
+    lines = (f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, more))}" for name, state, more in rows)
+    return [text.rstrip() for text in lines]
 
 
 def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -4849,7 +4814,7 @@ def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any
 def cmd_status(args: argparse.Namespace) -> int:
     """show container, vault, storage, login and daemon; 0 only if all is well"""
     config, now = the_project(), time.time()
-    facts = pod_facts(config) if in_pod() else host_facts(config)
+    facts = Facts(**(pod_facts(config) if in_pod() else host_facts(config)))
     wrong = troubles(facts, now)
     if args.json:
         emit(json.dumps(status_json(facts, wrong), indent=2))
