@@ -3727,7 +3727,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
     """
     OPTIONS.hurry = True
     container = ensure_up(config)
-    shared = live_sessions(config.run_folder) > 0
+    shared = config.ghost_mode and live_sessions(config.run_folder) > 0
     session = open_session(config)
     code, cut = FAILED, True
     try:

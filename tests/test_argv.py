@@ -898,6 +898,23 @@ def test_run_beside_another_session_takes_only_its_own_lease_away(script, projec
         assert tazpod.sessions(other.folder) == {other.id: other.path}
 
 
+@pytest.mark.parametrize("ghost", [True, False])
+def test_run_leaves_for_the_session_that_ended_before_it(ghost, script, project, installed):
+    if not ghost:
+        (project / tazpod.CONFIG_PATH).write_text("features: {ghost_mode: false}\n")
+        installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
+    other = tazpod.open_session(tazpod.load_config(project))
+    if ghost:
+        warm(script, project, opened=True)
+    else:
+        script.call(INSPECT, **answer("running", project))
+    script.call(run_in_pod("true"), callback=lambda _: other.close())
+    if ghost:
+        script.call(LEAVE)
+    assert script.play("run", "true") == 0
+    assert tazpod.sessions(other.folder) == {}
+
+
 # -- words of the vault, typed on the host
 
 
