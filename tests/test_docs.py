@@ -99,6 +99,15 @@ def test_the_exit_statuses_are_those_of_the_module_and_its_help() -> None:
     assert rows[tazpod.UNWELL].startswith("`status`, `doctor`:")
 
 
+def test_the_times_are_those_of_the_last_bench() -> None:
+    page = (ROOT / "bench/README.md").read_text()
+    (header,) = re.findall(r"^\| what .*$", page, re.MULTILINE)
+    measured = table(page, header)
+    for name, ours, ratio, beside in table(README, "| installed with pipx | takes | which is | of |"):
+        (row,) = (row for row in measured if row[0] == name)
+        assert (ours, ratio) == (row[1], row[2]) and row[3].endswith(beside), name
+
+
 # -- links and files
 
 
