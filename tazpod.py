@@ -1586,11 +1586,13 @@ class Step(NamedTuple):
     run: Callable[[], object]
 
 
-def up_steps(config: Config, anew: bool = False) -> Generator[Step, None, Container | None]:
+def up_steps(
+    config: Config, *, anew: bool = False, tell: bool = False
+) -> Generator[Step, None, Container | None]:
     """What makes the container run and hold this very tool, from whatever state it is in (`anew`: none).
 
     Looks as it goes: each step is to be run, or only shown, before the next one is asked for.
-    Returns the container.
+    Returns the container.  With `tell`, says in what it is out of date.
     """
     if ":" in str(config.project):
         raise UsageError(
@@ -1627,7 +1629,7 @@ def up_steps(config: Config, anew: bool = False) -> Generator[Step, None, Contai
     if config.post_up and status not in ("running", "paused"):
         hook = exec_line_argv(config, f"exec 1>&2; {config.post_up}", terminal=False)
         yield Step(hook, lambda: run_hook(hook))
-    old = drift(config, container, image) if container and status else []
+    old = drift(config, container, image) if tell and container and status else []
     if old:
         warn(f"the container is older than {'; '.join(old)}; tazpod up --recreate makes it anew")
     return container
@@ -1645,11 +1647,11 @@ def run_hook(argv: Sequence[str]) -> None:
         warn(f"hooks.post_up ended with status {code}")
 
 
-def ensure_up(config: Config) -> Container:
-    """Make the container run, whatever state it is in."""
+def ensure_up(config: Config, *, tell: bool = False) -> Container:
+    """Make the container run, whatever state it is in; with `tell`, say in what it is out of date."""
     private_folder(config.run_folder)
     with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
-        steps = up_steps(config)
+        steps = up_steps(config, tell=tell)
         while True:
             try:
                 next(steps).run()
@@ -3677,7 +3679,7 @@ def tell_sync(config: Config, vault: Vault) -> None:
 def enter(config: Config) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
     OPTIONS.hurry = True
-    steps = plan_entry(observe(config, ensure_up(config)))
+    steps = plan_entry(observe(config, ensure_up(config, tell=True)))
     if config.ghost_mode:
         tell_sync(config, host_vault(config))
     session = open_session(config)
@@ -3726,7 +3728,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
     by `unlock` alone stays open.
     """
     OPTIONS.hurry = True
-    container = ensure_up(config)
+    container = ensure_up(config, tell=True)
     shared = config.ghost_mode and live_sessions(config.run_folder) > 0
     session = open_session(config)
     code, cut = FAILED, True
@@ -4010,8 +4012,10 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     for value, pattern, option in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
         if value and not pattern.fullmatch(value):
             raise UsageError(f"{option}: Docker does not accept {value!r}")
-    private_folder(project / ENVELOPE)
-    private_folder(project / ENVELOPE / "vault")
+    if not OPTIONS.dry_run:
+        private_folder(project / ENVELOPE)
+        private_folder(project / ENVELOPE / "vault")
+        remember_project(project)
     text = CONFIG_TEMPLATE.format(image=image or DEFAULT_IMAGE, name=name or free_name(project))
     for path, content in (
         (project / CONFIG_PATH, text),
@@ -4020,10 +4024,11 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     ):
         if os.path.lexists(path):
             say(f"{path.relative_to(project)} is there already and stays as it is")
+        elif OPTIONS.dry_run:
+            say(f"would write {path.relative_to(project)}")
         else:
-            write_whole(path, content.encode(), 0o644)
+            write_whole(path, content.encode())
             say(f"wrote {path.relative_to(project)}")
-    remember_project(project)
 
 
 def cmd_init(args: argparse.Namespace) -> int:
@@ -4101,7 +4106,7 @@ def cmd_up(args: argparse.Namespace) -> int:
     config = the_project()
     if args.recreate:
         take_down(config, discard=False)
-    container = ensure_up(config)
+    container = ensure_up(config, tell=True)
     docker(guard_argv(config))
     say(f"the container {config.container_name} is running ({container.image})")
     return OK
@@ -4115,6 +4120,8 @@ def take_down(config: Config, discard: bool) -> bool:
     if container.status == "paused":
         docker(["docker", "unpause", config.container_name])
     if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not discard):
+        if not discard and not is_installed(config, container):
+            ensure_up(config)  # else a tazpod of the image may answer, which saves nothing
         words = ["lock", "--discard"] if discard else ["lock"]
         if pod_command(config, words) != 0 and not discard:
             raise VaultError(
@@ -5048,7 +5055,7 @@ def _show_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
     anew = getattr(args, "recreate", False)
     if anew:
         yield from _show_down(args, config)
-    yield from (line(step.argv) for step in up_steps(config, anew))
+    yield from (line(step.argv) for step in up_steps(config, anew=anew))
     if args.word == "up":
         yield line(guard_argv(config))
 
@@ -5091,8 +5098,10 @@ def _show_down(args: argparse.Namespace, config: Config) -> Iterator[str]:
     if container.status == "paused":
         yield line(["docker", "unpause", config.container_name])
     elif config.ghost_mode and container.running and vault_is_open(config):
-        words = ["lock", *(["--discard"] if getattr(args, "discard", False) else [])]
-        yield from _pod_lines(config, words, [])
+        discard = getattr(args, "discard", False)
+        if not discard and not is_installed(config, container):
+            yield from (line(step.argv) for step in up_steps(config))
+        yield from _pod_lines(config, ["lock", *(["--discard"] if discard else [])], [])
     yield from map(line, stop_argvs(config))
 
 

@@ -645,7 +645,7 @@ def test_a_copy_that_fails_is_told_in_dockers_words(script, project, capfd):
 # -- down
 
 
-def test_down_of_an_open_vault_saves_and_locks_before_its_calls(script, project):
+def test_down_of_an_open_vault_saves_and_locks_before_its_calls(script, project, installed):
     script.call(INSPECT, **answer("running", project))
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"))
@@ -663,7 +663,7 @@ def test_down_of_a_locked_vault_is_its_calls_only(script, project, installed):
     assert not installed.exists()
 
 
-def test_down_refuses_when_saving_fails(script, project, capfd):
+def test_down_refuses_when_saving_fails(script, project, installed, capfd):
     script.call(INSPECT, **answer("running", project))
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"), code=1)
@@ -711,7 +711,7 @@ def test_down_discard_goes_on_also_when_nothing_can_be_asked(script, project):
     assert script.play("down", "--discard") == 0
 
 
-def test_down_wakes_a_paused_container_since_its_vault_may_be_open(script, project):
+def test_down_wakes_a_paused_container_since_its_vault_may_be_open(script, project, installed):
     script.call(INSPECT, **answer("paused", project))
     script.call(UNPAUSE)
     script.call(IS_OPEN)

@@ -195,6 +195,28 @@ def test_recreating_refuses_when_the_vault_cannot_be_saved(lab: Place) -> None:
     assert lab.reads("cat ~/secrets/new") == "unsaved"
 
 
+LIAR = f"""
+FROM {IMAGE}
+USER root
+RUN printf '#!/bin/sh\\nsudo umount /home/tazpod/secrets\\n' > /usr/local/bin/tazpod \\
+ && chmod 755 /usr/local/bin/tazpod
+USER tazpod
+"""
+
+
+@pytest.mark.parametrize("words", [["down"], ["up", "--recreate"]], ids=lambda words: words[0])
+def test_a_vault_that_another_tazpod_opened_is_locked_by_ours(words: list[str], place: Place) -> None:
+    image = place.build(LIAR)
+    place.init().run_by_hand("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined", image=image)
+    place.reads(
+        "sudo mount -t tmpfs -o mode=0700,uid=$(id -u) tmpfs ~/secrets && echo precious > ~/secrets/x"
+    )
+    place.reads(f"printf %s '{PASSPHRASE}' > ~/secrets/.vault_pass")
+    place.ok(*words)
+    place.ok("unlock", passphrase=PASSPHRASE)
+    assert place.reads("cat ~/secrets/x") == "precious"
+
+
 # -- names
 
 

@@ -117,6 +117,12 @@ def test_a_command_in_a_locked_vault(lab: Place) -> None:
     assert shown(lab, "run", "ls", "-la") == ran(lab, "run", "ls", "-la")
 
 
+def test_init_says_what_it_would_write(place: Place) -> None:
+    done = place.run("--dry-run", "init")
+    assert (done.returncode, done.stdout, done.stderr.count("would write .tazpod/")) == (0, "", 3)
+    assert list(place.folder.iterdir()) == []
+
+
 def test_words_that_change_nothing_are_run(lab: Place) -> None:
     assert "openpgp" in lab.ok("--dry-run", "history")
 
