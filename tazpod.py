@@ -4117,6 +4117,9 @@ def take_down(config: Config, discard: bool) -> bool:
     container = find_container(config)
     if container is None:
         return False
+    alive = live_sessions(config.run_folder)
+    if alive:
+        warn(f"this ends {plural(alive, 'session')} in the container")
     if container.status == "paused":
         docker(["docker", "unpause", config.container_name])
     if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not discard):

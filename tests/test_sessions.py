@@ -263,3 +263,14 @@ def test_only_the_owner_reads_what_sessions_leave(lab: Place) -> None:
         assert path.stat().st_mode & 0o777 == wanted or path == lab.sealed, path
     assert os.listdir(run)
     assert person.leaves() == 0
+
+
+def test_down_says_that_it_ends_the_sessions_of_others(lab: Place) -> None:
+    person = lab.enter()
+    person.sh("echo new > ~/secrets/new")
+    said = lab.ok("down")
+    assert "this ends 1 session in the container" in said and "saved (" in said
+    assert person.ends() == 137
+    lab.ok("up")
+    assert "this ends" not in lab.ok("down")
+    lab.ok("up")
