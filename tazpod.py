@@ -113,6 +113,7 @@ TIME_LIMIT = 120.0  # seconds a helper program may take before it counts as hung
 WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
 ATTEMPTS = 3
 SHORT_PASSPHRASE = 12
+SHARED_LIMIT = 1 << 20  # bytes of a config or record
 
 GITIGNORE = """\
 # Only what describes the environment belongs in git: nothing secret, nothing of one machine.
@@ -1028,7 +1029,8 @@ def tool_stamp() -> tuple[int, ...]:
 
 def state_folder() -> Path:
     """What is remembered outside the projects, where nothing in a container can write."""
-    return Path(os.environ.get("XDG_STATE_HOME") or home_folder() / ".local/state", "tazpod")
+    given = os.environ.get("XDG_STATE_HOME", "")
+    return Path(given if os.path.isabs(given) else home_folder() / ".local/state", "tazpod")
 
 
 def remembered_config(text: str, project: Path) -> tuple[Config, list[str]]:
@@ -1043,7 +1045,7 @@ def remembered_config(text: str, project: Path) -> tuple[Config, list[str]]:
         if kept["asked"] == asked:
             return Config(project, *map(_frozen, kept["said"])), []
     config, warnings = parse_config(text, project)
-    if not warnings and path.is_absolute():
+    if not warnings:
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_whole(path, json.dumps({"asked": asked, "said": config[1:]}).encode())
@@ -1055,11 +1057,20 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+def read_shared(path: Path) -> bytes:
+    """A small file that the container may write: a fifo there must not block us, nor a device fill us."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        data = file.read(SHARED_LIMIT + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    if data is None or len(data) > SHARED_LIMIT:
+        raise OSError(errno.EINVAL, "is not a small, regular file", str(path))
+    return data
+
+
 def load_config(project: Path) -> Config:
     """Read the project's config.yaml; without one, the defaults."""
     path = project / CONFIG_PATH
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_shared(path).decode()
     except FileNotFoundError:
         text = ""
     except UnicodeDecodeError:
@@ -1080,8 +1091,9 @@ def in_pod() -> bool:
 
 
 def home_folder() -> Path:
-    """The home of the person on the host."""
-    return Path(os.path.expanduser("~"))
+    """The home of the person on the host; one that is not there where nobody knows it."""
+    home = os.path.expanduser("~")
+    return Path(home if os.path.isabs(home) else "/nonexistent")
 
 
 def host_path(config: Config, path: str) -> str:
@@ -1194,9 +1206,8 @@ def free_name(project: Path) -> str:
     taken = set()
     for other in other_projects(project):
         with contextlib.suppress(TazpodError, OSError, UnicodeDecodeError):
-            taken.add(
-                parse_config((other / CONFIG_PATH).read_text(encoding="utf-8"), other)[0].container_name
-            )
+            text = read_shared(other / CONFIG_PATH).decode()
+            taken.add(parse_config(text, other)[0].container_name)
     for prefix in ("", f"{project.parent.name}-", f"{os.stat(project).st_ino:x}-"):
         name = legal_name(prefix + project.name)
         if name not in taken:
@@ -1213,6 +1224,14 @@ def remember_project(project: Path) -> None:
 
 
 # ── 5. container ──────────────────────────────────────────────────────────────────────────
+
+
+def refuse_links(config: Config) -> None:
+    """No folder that we write to may be a link: the container could lead us to any place of the host."""
+    envelope = config.project / ENVELOPE
+    for path in (envelope, envelope / "vault", config.run_folder):
+        if path.is_symlink():
+            raise TazpodError(f"{path}: is a link, not a folder", "see where it leads, then remove it")
 
 
 def look_argv(config: Config) -> list[str]:
@@ -1323,8 +1342,12 @@ def shell_argv(config: Config, terminal: bool = True) -> list[str]:
 def exec_argv(
     config: Config, words: Sequence[str], terminal: bool = True, folder: str = WORKSPACE, claim: str = ""
 ) -> list[str]:
-    """docker-exec(1) of a command for the operator inside."""
-    return exec_line_argv(config, shlex.join(words), terminal, folder, claim)
+    """docker-exec(1) of a command for the operator inside.
+
+    Docker passes on nothing but UTF-8: any other byte, which shlex has quoted, goes as bash's $'..'.
+    """
+    text = re.sub("[\udc80-\udcff]", lambda byte: f"'$'\\x{ord(byte[0]) & 255:02x}''", shlex.join(words))
+    return exec_line_argv(config, text, terminal, folder, claim)
 
 
 def exec_line_argv(
@@ -1564,8 +1587,8 @@ def drift(config: Config, container: Container, present_image: str) -> list[str]
         found.append(f"the image: it was made from {container.image}")
     elif present_image and container.image_id not in ("", present_image):
         found.append(f"the image: there is a newer {config.image}")
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        record = json.loads((config.run_folder / "made.json").read_text())
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        record = json.loads(read_shared(config.run_folder / "made.json"))
         if record["container"] == container.id:
             made, now = record["made"], made_from(config)
             changed = [name for name in now if made.get(name, now[name]) != now[name]]
@@ -1594,10 +1617,9 @@ def up_steps(
     Looks as it goes: each step is to be run, or only shown, before the next one is asked for.
     Returns the container.  With `tell`, says in what it is out of date.
     """
-    if ":" in str(config.project):
-        raise UsageError(
-            f"{config.project}: Docker cannot mount a folder with a colon in its name", "rename the folder"
-        )
+    if re.search("[:\udc80-\udcff]", str(config.project)):  # it would make another folder, of root's
+        what = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
+        raise UsageError(f"{config.project}: {what}", "rename the folder")
     name = config.container_name
     container, image = look(config)
     container = None if anew else container
@@ -1649,6 +1671,7 @@ def run_hook(argv: Sequence[str]) -> None:
 
 def ensure_up(config: Config, *, tell: bool = False) -> Container:
     """Make the container run, whatever state it is in; with `tell`, say in what it is out of date."""
+    refuse_links(config)
     private_folder(config.run_folder)
     with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
         steps = up_steps(config, tell=tell)
@@ -1707,7 +1730,7 @@ def _tool_record(config: Config, container: Container) -> bytes:
 def is_installed(config: Config, container: Container) -> bool:
     """Whether the container holds this very tool, set up for this config."""
     try:
-        return (config.run_folder / "pod.json").read_bytes() == _tool_record(config, container)
+        return read_shared(config.run_folder / "pod.json") == _tool_record(config, container)
     except OSError:
         return False
 
@@ -1869,7 +1892,7 @@ def stop_container(config: Config) -> None:
         if result.code != 0 and not idle:
             raise engine_error(result)
     for record in ("pod.json", "made.json"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # neither is believed of another container
             (config.run_folder / record).unlink()
 
 
@@ -3438,8 +3461,8 @@ def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -
 def read_base(vault: Vault) -> dict[str, str]:
     """What was last synced: bucket, etag, digest, time; `pushing` while a push is under way."""
     try:
-        data = json.loads((vault.folder / "remote.json").read_text())
-    except (OSError, ValueError):
+        data = json.loads(read_shared(vault.folder / "remote.json"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
 
@@ -3709,13 +3732,10 @@ def leave_and_tell(config: Config, session: Session, interrupted: bool, code: in
     if left == 0:
         return code
     if container is None or not container.running:
-        complain(
-            TazpodError(
-                f"the container {config.container_name} is gone; so is what was in the open vault"
-                " since the last save",
-                "the sealed vault is untouched: tazpod",
-            )
-        )
+        opened = host_vault(config).marker.exists()  # whoever takes it down in good order locks first
+        lost = "; so is what was in the open vault since the last save" if opened else ""
+        hint = "the sealed vault is untouched: tazpod"
+        complain(TazpodError(f"the container {config.container_name} is gone{lost}", hint))
     else:
         complain(VaultError("the vault was not locked", "see above; then: tazpod lock"))
     return code or FAILED
@@ -3753,12 +3773,16 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
     finally:
         try:
             if shared:
-                session.become("leaving")
+                with contextlib.suppress(OSError):  # the command may have cleaned up there
+                    session.become("leaving")
                 if not live_sessions(config.run_folder):
                     code = leave_and_tell(config, session, cut, code)
                     cut = False
         finally:
             session.close(cut=cut)
+            if cut:
+                with contextlib.suppress(TazpodError):  # none may run yet that ends what is left
+                    capture(guard_argv(config))
     return code
 
 
@@ -4070,7 +4094,7 @@ def vault_shown(name: str, pod: Container) -> str:
     """`open`, `locked`, or `-` where there is no vault or nobody can tell."""
     config, path = Config(Path(str(pod.project)), name), Path(str(pod.project), CONFIG_PATH)
     try:
-        config = parse_config(path.read_text(encoding="utf-8"), config.project)[0]
+        config = parse_config(read_shared(path).decode(), config.project)[0]
         if not config.ghost_mode or pod.status == "paused":
             return "-"
         config = config._replace(container_name=name)
@@ -4105,6 +4129,7 @@ def cmd_up(args: argparse.Namespace) -> int:
     """make the container run; --recreate makes it anew"""
     config = the_project()
     if args.recreate:
+        run_argv(config, home_folder())  # what is wrong with the config is to be known before
         take_down(config, discard=False)
     container = ensure_up(config, tell=True)
     docker(guard_argv(config))
@@ -4114,6 +4139,7 @@ def cmd_up(args: argparse.Namespace) -> int:
 
 def take_down(config: Config, discard: bool) -> bool:
     """Save and lock, then stop and remove the container; False when there is none."""
+    refuse_links(config)
     container = find_container(config)
     if container is None:
         return False
@@ -4160,6 +4186,10 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
             raise UsageError("features.ghost_mode is false: this project has no vault")
         if in_pod():
             return word(args, config)
+        if OPTIONS.dry_run:  # of a word that only reads; the container that it needs may not run
+            for text in (*_show_up(args, config), *_pod_lines(config, args.forward, [])):
+                emit(text)
+            return OK
         if args.word in ("lock", "save"):
             container = find_container(config)
             if container is None or not container.in_memory:
@@ -4210,6 +4240,7 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
         say("the vault is open already")
         return OK
     tell_lost(vault)
+    end_dead_sessions(Path(WORKSPACE, ENVELOPE, "run"))  # the guard is not to lock after those
     prove_tmpfs(vault)
     fresh = not has_sealed(vault)
     if fresh:
@@ -4531,7 +4562,7 @@ def cmd_config(args: argparse.Namespace) -> int:
     """print every setting, and where its value comes from"""
     config = the_project()
     path = config.project / CONFIG_PATH
-    lines = setting_lines(path.read_text(encoding="utf-8")) if path.exists() else {}
+    lines = setting_lines(read_shared(path).decode()) if path.exists() else {}
     for name, key in KEYS.items():
         value = getattr(config, key.field)
         value = dict(value) if key.kind is dict else value
@@ -4883,6 +4914,7 @@ def check_files(config: Config) -> Iterator[Check]:
     """Owners and modes in the envelope, ~/.ssh, and space."""
     envelope, vault = config.project / ENVELOPE, host_vault(config)
     owner, wrong = os.stat(config.project), False
+    refuse_links(config)  # whoever mended what lies behind one would mend another's files
     for path in (envelope, *envelope.iterdir(), *vault.folder.rglob("*")):
         private = path in (envelope, vault.folder, config.run_folder) or vault.folder in path.parents
         info, name = path.lstat(), str(path.relative_to(config.project))
@@ -4985,7 +5017,7 @@ def cmd_doctor(args: argparse.Namespace) -> int:
     project = project_folder()
     config, path, found = Config(project, legal_name(project.name)), project / CONFIG_PATH, []
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = read_shared(path).decode() if path.exists() else ""
         config, warnings = parse_config(text, project)
         found += [Check("advice", "config", line, "edit it") for line in warnings]
         found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
@@ -5508,7 +5540,8 @@ def cmd_complete(words: Sequence[str]) -> int:
     def past(pod: str) -> Iterator[str]:
         OPTIONS.folder = project_of(pod) if pod else None
         vault = Vault(project_folder() / ENVELOPE / "vault", Path("/nowhere"))
-        return (path.name[: -len(".tar.aes")] for path in versions(vault))
+        names = (path.name[: -len(".tar.aes")] for path in versions(vault))
+        return filter(re.compile(r"[a-zA-Z0-9.-]+").fullmatch, names)  # the shell takes them as typed
 
     with contextlib.suppress(TazpodError, OSError):
         found = complete(words, find_pods, past)

@@ -200,11 +200,13 @@ def test_in_what_a_container_is_out_of_date(*, change, image, networks, made, ex
     assert all(line.startswith(start) for line, start in zip(found, expected))
 
 
-@pytest.mark.parametrize("word", ["two words", "a;b", "$(id)", "it's", "--x", "", "☃", "a\nb"])
+@pytest.mark.parametrize(
+    "word", ["two words", "a;b", "$(id)", "it's", "--x", "", "☃", "a\nb", "\udcff'\udc80$x"]
+)
 def test_a_word_for_the_pod_is_one_word_there(word):
     line = tazpod.exec_argv(CONFIG, ["printf", "%s", word])[-1]
-    done = tazpod.capture(["sh", "-c", line])
-    assert (done.code, done.out.decode()) == (0, word)
+    done = tazpod.capture(["bash", "-c", line])
+    assert (done.code, os.fsdecode(done.out)) == (0, word)
 
 
 # -- the calls, in order.  From here on docker is played by pytest-subprocess.
@@ -845,14 +847,17 @@ def test_a_container_that_is_back_without_its_vault_is_left_again(script, projec
     assert script.play() == 137
 
 
+@pytest.mark.parametrize("lost", ["", "; so is what was in the open vault since the last save"])
 @pytest.mark.parametrize("now", [NO_CONTAINER, "exited"], ids=["removed", "stopped"])
-def test_a_container_that_went_away_is_told(now, script, project, installed, capfd):
+def test_a_container_that_went_away_is_told(now, *, lost, script, project, installed, capfd):
+    if lost:  # whoever takes it down in good order locks first
+        tazpod.host_vault(tazpod.load_config(project)).marker.touch()
     warm(script, project, opened=True)
     script.call(SHELL, code=137)
     script.call(LEAVE, code=1)
     script.call(INSPECT, **(answer(now, project) if now == "exited" else now))
     assert script.play() == 137
-    assert errors(capfd).startswith("the container project-lab is gone; so is what was in the open vault")
+    assert errors(capfd) == f"the container project-lab is gone{lost}"
 
 
 # -- run
@@ -1035,10 +1040,29 @@ def test_another_user_is_passed_to_every_exec(script, project):
     assert script.play() == 0
 
 
-def test_a_folder_that_docker_cannot_mount_is_wrong_usage(script, tmp_path, monkeypatch, capfd):
-    folder = tmp_path / "a:b"
+@pytest.mark.parametrize("name", ["a:b", "a\udcffb"])
+def test_a_folder_that_docker_cannot_mount_is_wrong_usage(name, script, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / name
     folder.mkdir()
     tazpod.init_project(folder)
     monkeypatch.chdir(folder)
     assert script.play("up") == 2
-    assert errors(capfd) == f"{folder}: Docker cannot mount a folder with a colon in its name"
+    said = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
+    assert errors(capfd).endswith(f": {said}")
+
+
+@pytest.mark.parametrize("place", ["", "vault", "run"])
+def test_no_link_leads_the_host_elsewhere(place, script, project, tmp_path, capfd):
+    """Everything in the project is the container's to swap."""
+    other, link = tmp_path / "other", project / tazpod.ENVELOPE / place
+    if link.exists():
+        link.rename(other)
+    link.symlink_to(other, target_is_directory=True)
+    other.mkdir(exist_ok=True)
+    before = sorted(other.rglob("*"))
+    for word in ("up", "down"):
+        assert script.play(word) == 1
+        assert errors(capfd) == f"{link}: is a link, not a folder"
+    with pytest.raises(tazpod.TazpodError, match="is a link"):  # no advice to chown what lies behind it
+        list(tazpod.check_files(tazpod.load_config(project)))
+    assert sorted(other.rglob("*")) == before

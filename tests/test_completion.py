@@ -67,7 +67,7 @@ def test_what_is_offered(typed, offered):
 def test_versions_come_from_the_project_and_trouble_is_silent(project, tmp_path):
     history = project / ".tazpod/vault/history"
     history.mkdir()
-    for name in PAST:
+    for name in (*PAST, "vault-$(true)", "vault-1;true", "vault-a b"):  # never typed for anybody
         (history / f"{name}.tar.aes").touch()
     words = (tazpod.COMPLETE_WORD, "tazpod", "restore")
     assert run_cli(*words, "", cwd=project).stdout.split() == PAST

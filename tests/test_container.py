@@ -217,6 +217,13 @@ def test_a_vault_that_another_tazpod_opened_is_locked_by_ours(words: list[str], 
     assert place.reads("cat ~/secrets/x") == "precious"
 
 
+def test_recreating_with_a_config_that_cannot_be_leaves_the_container(lab: Place) -> None:
+    made = docker("inspect", "-f", "{{.Id}}", lab.name)
+    lab.configure("mounts: ['./nowhere:/x']")
+    assert lab.run("up", "--recreate").returncode == 2
+    assert docker("inspect", "-f", "{{.Id}}", lab.name) == made
+
+
 # -- names
 
 

@@ -127,6 +127,12 @@ def test_words_that_change_nothing_are_run(lab: Place) -> None:
     assert "openpgp" in lab.ok("--dry-run", "history")
 
 
+def test_no_container_is_made_for_a_word_that_reads(place: Place) -> None:
+    place.init()
+    assert "docker run" in place.ok("--dry-run", "history", "--remote")
+    assert docker("ps", "-aq", "--filter", f"name={place.name}") == ""
+
+
 def test_the_storage(place: Place) -> None:
     place.init(*s3lib.CONFIG[:1], "sync.interval: 0", "sync.push_on_exit: false")
     place.env |= s3lib.KEYS

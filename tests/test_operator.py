@@ -159,6 +159,21 @@ def test_a_dead_host_side_ends_the_command_and_locks_only_what_was_its_own(lab: 
         assert lab.is_shut()
 
 
+def test_a_command_that_cleans_up_the_leases_is_left_as_any_other(lab: Place) -> None:
+    done = lab.run("run", "sh", "-c", "rm /workspace/.tazpod/run/*.lease; exit 7", passphrase=PASSPHRASE)
+    assert done.returncode == 7
+    assert lab.is_shut()
+
+
+def test_a_command_is_ended_also_where_no_guard_was(place: Place) -> None:
+    place.init()
+    command = subprocess.Popen([*place.argv, "run", "sleep", "3456"], cwd=place.folder, env=place.env)
+    eventually(lambda: lines_of(place, "sleep 3456"), "the command runs")
+    command.terminate()
+    assert command.wait() == 143
+    eventually(lambda: not lines_of(place, "sleep 3456"), "the command is ended")
+
+
 def test_the_last_of_sessions_and_runs_locks(lab: Place) -> None:
     person = lab.enter()
     argv = [*lab.argv, "run", "sh", "-c", "echo ready; read line; cat ~/secrets/kept"]

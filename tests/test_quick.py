@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Callable
 
 import enginelib
 import pytest
-from conftest import ROOT, write_stub
+from conftest import ROOT, run_cli, write_stub
 from enginelib import PASSPHRASE, Place
 from test_config import KEYS
 
@@ -141,6 +142,28 @@ def test_what_cannot_be_what_was_remembered_is_not_believed(kept: bytes, tmp_pat
     path.write_bytes(kept)
     assert tazpod.remembered_config("user: dev", tmp_path) == parsed
     assert tazpod.remembered_config("user: me", tmp_path)[0].user == "me"
+
+
+@pytest.mark.parametrize("swapped", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])
+@pytest.mark.parametrize("place", [tazpod.CONFIG_PATH, ".tazpod/vault/remote.json", ".tazpod/run/made.json"])
+def test_a_file_that_the_container_swapped_neither_blocks_nor_fills_the_host(
+    place: str, swapped: Callable[[Path], object], running: Path
+) -> None:
+    (running / place).unlink(missing_ok=True)
+    swapped(running / place)
+    done = run_cli("status", cwd=running)
+    assert ("is not a small, regular file" in done.stderr or "Is a directory" in done.stderr) == (
+        place == tazpod.CONFIG_PATH
+    )
+    assert "a fault in tazpod" not in done.stderr
+
+
+def test_where_nobody_knows_the_home_nothing_is_left_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOME", "here"), ("XDG_STATE_HOME", "here")):
+        monkeypatch.setenv(name, value)
+        assert tazpod.state_folder().is_absolute()
 
 
 def test_another_tool_or_project_does_not_get_what_was_remembered(

@@ -131,6 +131,15 @@ def test_a_plain_unlock_stays_open_until_it_is_locked(lab: Place) -> None:
     assert lab.is_shut()
 
 
+def test_a_session_that_died_before_the_unlock_locks_nothing(place: Place) -> None:
+    place.init().ok("run", "true")  # starts no guard
+    lease = place.folder / ".tazpod/run/0123456789abcdef.lease"
+    lease.touch(0o600)
+    place.ok("unlock", passphrase=PASSPHRASE)
+    assert not lease.exists()  # so the guard that this has started never sees it
+    assert place.is_open()
+
+
 # -- autolock
 
 IDLE = f"""
