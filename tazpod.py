@@ -4761,7 +4761,8 @@ def host_facts(config: Config) -> dict[str, Any]:
     """All that the host knows, and the pod when it runs."""
     container, image = look(config)
     if container and container.running:
-        known = ask_pod(config, container, STATUS_WORD)
+        told = ask_pod(config, container, STATUS_WORD)  # by another version, perhaps
+        known = {name: told[name] for name in Facts._fields if name in told}
     else:
         known = sealed_facts(config, host_vault(config), None if container and container.in_memory else False)
     known.update(project=str(config.project), container_name=config.container_name)

@@ -158,6 +158,16 @@ def test_a_file_that_the_container_swapped_neither_blocks_nor_fills_the_host(
     assert "a fault in tazpod" not in done.stderr
 
 
+def test_the_status_of_another_version_is_understood_as_far_as_it_goes(
+    running: Path, stub_path: Path
+) -> None:
+    told = json.dumps({"project": "/workspace", "vault_open": True, "what_came_later": 1})
+    write_stub(stub_path, "docker", f"""[ $1 = inspect ] && cat "{running}/answer" || echo '{told}'""")
+    done = run_cli("status", "--json", cwd=running)
+    assert done.returncode == tazpod.UNWELL, done.stderr
+    assert json.loads(done.stdout)["vault"]["open"] is True
+
+
 def test_where_nobody_knows_the_home_nothing_is_left_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
