@@ -3352,7 +3352,8 @@ def relay_agent(place: Path) -> None:
 
     class Relay(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as there:
+            # ValueError: the container has opened more of them than select(2) can watch
+            with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as there:
                 there.connect(agent)
                 other = {self.request: there, there: self.request}
                 while True:
@@ -5631,6 +5632,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(128 + number)  # so that `finally` is the only clean-up path
 
     os.umask(0o077)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text at all
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the passphrase
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)

@@ -369,6 +369,15 @@ def test_history_lists_what_is_there_and_does_not_wait_for_a_fifo(project, capfd
     ]
 
 
+def test_a_name_that_is_no_text_is_shown(project):
+    (project / ".tazpod/vault/history").mkdir()
+    (project / ".tazpod/vault/history/vault-\udcff.tar.aes").write_text("x")
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        done = run_cli("history", cwd=project, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "vault-\\udcff" in done.stdout
+
+
 def test_history_of_a_new_project_says_that_there_is_none(project, capfd):
     assert tazpod.main(["history"]) == 0
     assert shown(capfd) == ("", ["tazpod: there is no sealed vault yet"])

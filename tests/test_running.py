@@ -909,3 +909,31 @@ def test_the_hook_before_the_lock_stops_nothing(command, said, tmp_path, monkeyp
     monkeypatch.setattr(tazpod, "TIME_LIMIT", 0.5 if "sleep" in command else 60)
     tazpod.before_lock(command)
     assert capfd.readouterr() == ("", said)
+
+
+MANY = """
+import os, resource, socket, sys
+from pathlib import Path
+import tazpod
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, 1200))
+agent = socket.socket(socket.AF_UNIX)
+agent.bind("agent")
+agent.listen()
+os.environ["SSH_AUTH_SOCK"] = "agent"
+taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # as many connections would
+tazpod.relay_agent(Path("relay.agent"))
+client = socket.socket(socket.AF_UNIX)
+client.connect("relay.agent")
+print(client.recv(1))
+"""
+
+
+def test_more_connections_to_the_agent_than_select_takes_are_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", MANY],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.stdout, done.stderr) == ("b''\n", "")
