@@ -970,8 +970,12 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
     """The configuration that a config.yaml says, and warnings.  UsageError names file, line, key."""
     yaml = need("yaml")
     where = project / CONFIG_PATH
+    # The faster one, in C, crashes when a text is nested deeper than its stack.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if len(text) < 8192 else yaml.SafeLoader
     try:
-        root = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        root = yaml.compose(text, loader)
+    except RecursionError:
+        raise UsageError(f"{where}: not valid YAML: nested too deep") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -11,7 +11,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, replace
+from conftest import ROOT, replace, run_cli
 
 import tazpod
 from tazpod import Config, parse_config
@@ -584,3 +584,13 @@ def test_git_is_offered_only_what_describes_the_environment(empty):
     assert sorted(re.findall(r"^add '(.*)'$", added, re.M)) == [
         *(".tazpod/.gitignore", ".tazpod/Dockerfile.ai", ".tazpod/config.yaml", "main.py")
     ]
+
+
+@pytest.mark.parametrize("piece", ["[", "- ", "{a: "])
+@pytest.mark.parametrize("size", [8000, 400_000])
+def test_a_config_nested_too_deep_is_no_crash(piece, size, tmp_path):
+    (tmp_path / ".tazpod").mkdir()
+    (tmp_path / tazpod.CONFIG_PATH).write_text("a: &a\n " * (piece == "[") + piece * (size // len(piece)))
+    done = run_cli("config", cwd=tmp_path)
+    assert done.returncode == tazpod.USAGE
+    assert "a fault in tazpod" not in done.stderr
