@@ -1870,7 +1870,7 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
     with acting_as(uid, gid):
         link_identity(home, links, before)
         with contextlib.suppress(OSError):  # ssh itself would make it for all to read
-            os.close(os.open(f"{WORKSPACE}/{KNOWN_HOSTS}", os.O_CREAT | os.O_WRONLY, 0o600))
+            os.close(os.open(f"{WORKSPACE}/{KNOWN_HOSTS}", os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK, 0o600))
     write_whole(record, "\0".join(links).encode())
     ssh_config = Path("/etc/ssh/ssh_config.d/tazpod.conf")
     if ssh_config.parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -134,6 +135,11 @@ def test_a_mount_that_would_do_harm_is_refused(mount: str, complaint: str, place
     done = place.init(f"mounts: ['{mount}']").run("up")
     assert done.returncode == 2 and complaint in done.stderr
     assert docker("ps", "-aq", "--filter", f"name={place.name}") == ""
+
+
+def test_a_fifo_in_the_place_of_the_host_keys_blocks_nobody(place: Place) -> None:
+    os.mkfifo(place.init().folder / tazpod.KNOWN_HOSTS)
+    place.ok("up")
 
 
 def test_a_run_that_fails_leaves_no_container_of_the_old_config(place: Place) -> None:
