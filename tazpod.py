@@ -775,7 +775,7 @@ MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
 VARIABLE = re.compile(r"(?!HOST_CWD$)[A-Za-z_][A-Za-z0-9_]*")
 # A folder of the home: relative, never ~/.ssh or the place of the secrets, and never up out of it.
 IN_HOME = re.compile(
-    r"(?!(?:\.ssh|secrets|\.secrets\.transit)(?:/|$))(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
+    r"(?!(?:\.ssh|secrets|\.secrets\.transit|\.vault_pass|\.vault_state)(?:/|$))(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
 )
 
 

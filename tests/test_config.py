@@ -259,6 +259,7 @@ WRONG = [
     ("vault: {binds: [a/../../x]}", "1: vault.binds: 'a/../../x' is not a legal value"),
     ("vault: {binds: [.ssh]}", "1: vault.binds: '.ssh' is not a legal value"),
     ("vault: {binds: [secrets/x]}", "1: vault.binds: 'secrets/x' is not a legal value"),
+    ("vault: {binds: [.vault_pass]}", "1: vault.binds: '.vault_pass' is not a legal value"),
     ("vault: {binds: [-x]}", "1: vault.binds: '-x' is not a legal value"),
     ("identity: [.aws/]", "1: identity: '.aws/' is not a legal value"),
     ("network: {mtu: 12}", "1: network.mtu: '12' is not a legal value"),
