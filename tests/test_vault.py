@@ -796,6 +796,10 @@ def test_the_small_sealed_vault_opens(small_sealed: bytes, tmp_path: Path) -> No
     assert outcome_of(small_sealed, tmp_path, 0) == "opened"
 
 
+def test_what_somebody_else_has_unmounted_meanwhile_is_gone(tmp_path: Path) -> None:
+    assert tazpod.take_off(tmp_path) == "" and tazpod.unmount(tmp_path)
+
+
 def test_a_vault_cut_short_is_refused(small_sealed: bytes, tmp_path: Path) -> None:
     """Short form: each of the first 64 lengths, every 50th, and each of the last 24; 108 in all."""
     sealed = small_sealed
