@@ -393,6 +393,11 @@ def on_terminal() -> bool:
     return all(os.isatty(fd) for fd in (0, 2))
 
 
+def all_terminal(stdout: int | None = None) -> bool:
+    """Whether what is printed goes to that person as well, so that a program may have the terminal."""
+    return on_terminal() and os.isatty(1 if stdout is None else stdout)
+
+
 def confirm(question: str) -> bool:
     """Ask `[y/N]` on a terminal; elsewhere the answer is no, and --yes says yes."""
     if OPTIONS.yes:
@@ -1070,16 +1075,20 @@ def read_shared(path: Path) -> bytes:
     return data
 
 
-def load_config(project: Path) -> Config:
-    """Read the project's config.yaml; without one, the defaults."""
+def config_text(project: Path) -> str:
+    """What the project's config.yaml says; nothing when there is none."""
     path = project / CONFIG_PATH
     try:
-        text = read_shared(path).decode()
+        return read_shared(path).decode()
     except FileNotFoundError:
-        text = ""
+        return ""
     except UnicodeDecodeError:
         raise UsageError(f"{path}: is not UTF-8 text") from None
-    config, warnings = remembered_config(text, project)
+
+
+def load_config(project: Path) -> Config:
+    """Read the project's config.yaml; without one, the defaults."""
+    config, warnings = remembered_config(config_text(project), project)
     for line in warnings:
         warn(line)
     OPTIONS.debug = OPTIONS.debug or config.debug
@@ -1327,9 +1336,9 @@ def wanted_mtu(config: Config) -> int | None:
     return mtu if mtu and mtu < ETHERNET_MTU else None
 
 
-def _exec_options(config: Config, terminal: bool) -> list[str]:
+def _exec_options(config: Config, how: str) -> list[str]:
     user = [] if config.user == DEFAULT_USER else ["-u", config.user]
-    return ["docker", "exec", "-it" if terminal else "-i", *user]
+    return ["docker", "exec", how, *user]
 
 
 def shell_argv(config: Config, terminal: bool = True) -> list[str]:
@@ -1337,7 +1346,10 @@ def shell_argv(config: Config, terminal: bool = True) -> list[str]:
 
     Any but bash is started by bash, which claims the session for it.
     """
-    bash = [*_exec_options(config, terminal), *("-w", WORKSPACE, config.container_name, "/bin/bash")]
+    bash = [
+        *_exec_options(config, "-it" if terminal else "-i"),
+        *("-w", WORKSPACE, config.container_name, "/bin/bash"),
+    ]
     if config.shell == DEFAULT_SHELL:
         return bash
     return [*bash, "-c", f"TAZPOD_CLAIM=1 . {POD_TOOL}/bashrc; exec {shlex.quote(config.shell)}"]
@@ -1359,7 +1371,7 @@ def exec_line_argv(
 ) -> list[str]:
     """docker-exec(1) of a line for the operator's shell, which may claim a session by a file."""
     return [
-        *_exec_options(config, terminal),
+        *_exec_options(config, "-it" if terminal else "-i"),
         *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}"),
         *_named("-e", config.aws_variables),
         *("-w", folder, config.container_name),
@@ -1375,9 +1387,8 @@ def is_open_argv(config: Config) -> list[str]:
 
 def guard_argv(config: Config) -> list[str]:
     """docker-exec(1) of the background guard, detached."""
-    user = [] if config.user == DEFAULT_USER else ["-u", config.user]
     names = _named("-e", config.aws_variables)
-    return ["docker", "exec", "-d", *user, *names, config.container_name, POD_LAUNCHER, GUARD_WORD]
+    return [*_exec_options(config, "-d"), *names, config.container_name, POD_LAUNCHER, GUARD_WORD]
 
 
 def build_argv(config: Config) -> list[str]:
@@ -3592,7 +3603,7 @@ def pod_command(
     """Run a word of ours in the pod, on this terminal if there is one; its exit status."""
     flags = [flag for flag, on in (("--debug", OPTIONS.debug), ("--yes", OPTIONS.yes)) if on]
     command = ["tazpod", *flags, *words]
-    if passphrase is None and on_terminal() and os.isatty(1 if stdout is None else stdout):
+    if passphrase is None and all_terminal(stdout):
         return run_foreground(exec_argv(config, command), stdout=stdout)
     if passphrase is None:  # our standard input is not for the pod
         with open(os.devnull, "rb") as nothing:
@@ -3649,7 +3660,7 @@ def open_shell(config: Config, session: Session) -> int:
                 with contextlib.suppress(MissingProgram):
                     tool("docker")  # loads plumbum, now that nobody waits
 
-        terminal = on_terminal() and sys.stdout.isatty()
+        terminal = all_terminal()
         env = docker_settings() if terminal else None
         return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
 
@@ -3772,7 +3783,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
         if not shared:
             session.become("visit")
         claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.shell"
-        terminal = on_terminal() and os.isatty(1)
+        terminal = all_terminal()
         env = docker_settings() if terminal else None
         code = run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
         cut = code >= 128  # a docker that was ended leaves the command behind
@@ -4567,8 +4578,7 @@ def cmd_history(args: argparse.Namespace) -> int:
 def cmd_config(args: argparse.Namespace) -> int:
     """print every setting, and where its value comes from"""
     config = the_project()
-    path = config.project / CONFIG_PATH
-    lines = setting_lines(read_shared(path).decode()) if path.exists() else {}
+    lines = setting_lines(config_text(config.project))
     for name, key in KEYS.items():
         value = getattr(config, key.field)
         value = dict(value) if key.kind is dict else value
@@ -5024,11 +5034,10 @@ def cmd_doctor(args: argparse.Namespace) -> int:
     project = project_folder()
     config, path, found = Config(project, legal_name(project.name)), project / CONFIG_PATH, []
     try:
-        text = read_shared(path).decode() if path.exists() else ""
-        config, warnings = parse_config(text, project)
+        config, warnings = parse_config(config_text(project), project)
         found += [Check("advice", "config", line, "edit it") for line in warnings]
         found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
-    except (TazpodError, OSError, UnicodeDecodeError) as error:
+    except (TazpodError, OSError) as error:
         found.append(Check("failure", "config", str(error), getattr(error, "hint", "") or f"edit {path}"))
     inside: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (("pod", check_pod),)
     outside = (("files", partial(check_files, config)), ("engine", partial(check_engine, config)))
@@ -5102,10 +5111,14 @@ def _show_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
         yield line(guard_argv(config))
 
 
+def _opened(config: Config, container: Container | None) -> bool:
+    return bool(config.ghost_mode and container and container.running and vault_is_open(config))
+
+
 def _show_enter(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield from _show_up(args, config)
-    container, terminal = find_container(config), on_terminal() and sys.stdout.isatty()
-    opened = bool(config.ghost_mode and container and container.running and vault_is_open(config))
+    container, terminal = find_container(config), all_terminal()
+    opened = _opened(config, container)
     lines = {
         UNLOCK: [["unlock"]],
         BOOTSTRAP: [["login"], ["pull", "vault"], ["unlock"]] if config.aws_named else [["unlock"]],
@@ -5123,12 +5136,12 @@ def _show_run(args: argparse.Namespace, config: Config) -> Iterator[str]:
     yield from _show_up(args, config)
     container = find_container(config)
     given = ["--passphrase-fd", "0"] if args.passphrase_fd is not None else []
-    opened = bool(config.ghost_mode and container and container.running and vault_is_open(config))
+    opened = _opened(config, container)
     unlocks = config.ghost_mode and not opened and has_sealed(host_vault(config)) and (given or on_terminal())
     if unlocks:
         yield from _pod_lines(config, ["unlock"], given)
     claim = f"{WORKSPACE}/{ENVELOPE}/run/SESSION.shell"
-    yield line(exec_argv(config, words, on_terminal() and os.isatty(1), pod_folder(config), claim))
+    yield line(exec_argv(config, words, all_terminal(), pod_folder(config), claim))
     if unlocks or (opened and live_sessions(config.run_folder)):
         yield line(exec_argv(config, ["tazpod", "lock", "--leaving", "SESSION"], terminal=False))
 
@@ -5139,7 +5152,7 @@ def _show_down(args: argparse.Namespace, config: Config) -> Iterator[str]:
         return
     if container.status == "paused":
         yield line(["docker", "unpause", config.container_name])
-    elif config.ghost_mode and container.running and vault_is_open(config):
+    elif _opened(config, container):
         discard = getattr(args, "discard", False)
         if not discard and not is_installed(config, container):
             yield from (line(step.argv) for step in up_steps(config))
@@ -5152,7 +5165,7 @@ def _show_build(args: argparse.Namespace, config: Config) -> Iterator[str]:
 
 
 def _pod_lines(config: Config, words: Sequence[str], given: Sequence[str]) -> Iterator[str]:
-    terminal = not given and on_terminal() and sys.stdout.isatty()
+    terminal = not given and all_terminal()
     yield line(exec_argv(config, ["tazpod", *words, *given], terminal))
     container = find_container(config)
     if container and container.running and is_installed(config, container):
