@@ -1042,6 +1042,16 @@ def state_folder() -> Path:
     return Path(given if os.path.isabs(given) else home_folder() / ".local/state", "tazpod")
 
 
+def project_state(project: Path) -> Path:
+    """The folder in which this host remembers one project; nothing in a container can write there.
+
+    The names of two projects whose paths are long may be the same, so every record in it holds the
+    path of its project, and whoever reads a record checks that.
+    """
+    name = re.sub("[^A-Za-z0-9._-]", lambda found: f"%{os.fsencode(found[0]).hex()}", str(project))
+    return state_folder() / "by-project" / name[-200:]
+
+
 def remembered_config(text: str, project: Path) -> tuple[Config, list[str]]:
     """What `parse_config` says, or said of the same text: loading YAML takes longer than all of that.
 
