@@ -351,7 +351,49 @@ def _paint(text: str, code: str) -> str:
     return text
 
 
-def _talk(line: str) -> None:
+def plain(text: str) -> str:
+    """The text as one line that a terminal shows and does not obey.
+
+    Line ends, control characters, marks that turn or hide what stands around them, and bytes that are
+    no text are all written as Python's repr writes them.
+    """
+    if text.isprintable():
+        return text
+    shown = ""
+    for character in text:
+        shown += character if character.isprintable() else repr(character)[1:-1]
+    return shown
+
+
+def quoted(*words: str) -> str:
+    """Words as a shell takes them.  What cannot be printed stands there as $'...', which bash and zsh read.
+
+    So the text is the same for the shell that it is pasted into and for the person who reads it before.
+    """
+    shown = []
+    for word in words:
+        if word.isprintable():
+            shown.append(shlex.quote(word))
+            continue
+        text = ""
+        for character in word:
+            if character in "\\'":
+                text += f"\\{character}"
+            elif character.isprintable():
+                text += character
+            else:
+                data = character.encode("utf-8", "surrogatepass")
+                if "\udc80" <= character <= "\udcff":
+                    data = bytes([ord(character) & 255])  # a byte of a name that is no text
+                text += "".join(f"\\x{byte:02x}" for byte in data)
+        shown.append(f"$'{text}'")
+    return " ".join(shown)
+
+
+def _talk(text: str, mark: str = "", colour: str = "") -> None:
+    line = plain(text)
+    if mark:
+        line = f"{_paint(mark, colour)} {line}"
     # A terminal that was closed must not stop the saving and locking that follows, nor make a
     # status of its own when Python flushes at the end.
     try:
@@ -362,30 +404,41 @@ def _talk(line: str) -> None:
 
 def say(text: str) -> None:
     """One line of progress for the person, on stderr."""
-    _talk(f"{_paint('tazpod:', '1;36')} {text}")
+    _talk(text, "tazpod:", "1;36")
 
 
 def warn(text: str) -> None:
     """One line about something that is not as it should be."""
-    _talk(f"{_paint('tazpod: warning:', '1;33')} {text}")
+    _talk(text, "tazpod: warning:", "1;33")
 
 
 def complain(error: TazpodError) -> None:
     """An error and, on its own line, the next step."""
-    _talk(f"{_paint('tazpod: error:', '1;31')} {error}")
+    _talk(str(error), "tazpod: error:", "1;31")
     if error.hint:
-        _talk(f"{_paint('hint:', '1')} {error.hint}")
+        _talk(error.hint, "hint:", "1")
+
+
+def relay(text: str) -> None:
+    """What a program said on its standard error, line by line, as its own words."""
+    for line in io.StringIO(text):
+        _talk(line.rstrip())
 
 
 def debug(text: str) -> None:
     """A line shown only with --debug or features.debug."""
     if OPTIONS.debug:
-        _talk(_paint(f"+ {text}", "2"))
+        _talk(text, "+", "2")
 
 
-def emit(text: str) -> None:
-    """Data, on stdout."""
-    print(text, flush=True)
+def emit(*lines: str) -> None:
+    """Data, on stdout: each argument is one line, whatever is in it."""
+    print("\n".join(map(plain, lines)), flush=True)
+
+
+def emit_json(value: object) -> None:
+    """Data for programs, on stdout; JSON itself escapes all that a terminal would obey."""
+    emit(*json.dumps(value, indent=2).splitlines())
 
 
 def on_terminal() -> bool:
@@ -404,7 +457,8 @@ def confirm(question: str) -> bool:
         return True
     if not on_terminal():
         return False
-    print(f"{_paint('tazpod:', '1;36')} {question} [y/N] ", end="", file=sys.stderr, flush=True)
+    mark = _paint("tazpod:", "1;36")
+    print(f"{mark} {plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     # Not sys.stdin, whose buffer would swallow what is typed ahead for the shell.
     return os.read(0, 1024).strip().lower() in (b"y", b"yes")
 
@@ -525,7 +579,8 @@ def spawn(argv: Sequence[str], **options: Any) -> Any:
     memory than the rest of the guard.  In a hurry, and as long as nobody loaded it, the Popen is
     the one that plumbum would make.
     """
-    debug(shlex.join(argv))
+    if OPTIONS.debug:
+        debug(quoted(*argv))
     try:
         if not OPTIONS.hurry or "plumbum" in sys.modules:
             return tool(argv[0]).popen(list(argv[1:]), **options)
@@ -742,7 +797,7 @@ def run_foreground(
         if after_start:
             after_start(process)
         for line in process.stderr if talk else ():
-            _talk(line.decode(errors="replace").rstrip())
+            relay(line.decode(errors="replace"))
         code: int = process.wait()
     finally:
         for process in processes:
@@ -1782,8 +1837,7 @@ def set_up(config: Config, container: Container | None) -> None:
             f"the image {config.image} has no python3, so it cannot hold the vault",
             "use an image built from Dockerfile.ai, or add python3 to yours",
         )
-    for line in result.err.splitlines():
-        _talk(line)
+    relay(result.err)
     if result.code != 0:
         kind = MissingProgram if result.code == MISSING else TazpodError
         raise kind(f"the container {config.container_name} could not be set up", "see the line above")
@@ -2140,7 +2194,7 @@ def find_holders(device: int) -> list[str]:
     if os.geteuid() != 0:
         words = [sys.executable, "-Es", __file__, HOLDERS_WORD, str(device)]
         result = capture(as_root(words))
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             found.update({int(pid): name for pid, name in json.loads(result.out).items()})
     return [f"{pid} ({name})" for pid, name in sorted(found.items())]
 
@@ -2539,7 +2593,7 @@ def read_state(vault: Vault) -> dict[str, str]:
     """What is known of the open vault: `tree` and `sealed` digests; empty when nothing is."""
     try:
         data = json.loads((vault.mount / STATE_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
 
@@ -2956,6 +3010,12 @@ READ_LIMIT = 20.0  # seconds of silence before aws gives up, and tries again
 TRANSFER_LIMIT = 900.0  # for one that carries the vault, over a slow line
 ABSENT_CODES = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 CONFLICT_CODES = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
+LOGIN_HINT = "tazpod login"
+STORAGE_HINTS = {  # by the code of the service's error
+    "NoSuchBucket": "tazpod setup-storage makes the bucket",
+    "AccessDenied": "may this login use the bucket? aws_sso in the config says which it is",
+    "403": "may this login use the bucket? aws_sso in the config says which it is",
+}
 LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "UnauthorizedException")
 LOGIN_SIGNS = (
     *("sso session", "token has expired", "error loading sso token", "unable to locate credentials"),
@@ -3012,15 +3072,11 @@ def aws_error(result: Result, what: str) -> StorageError:
     found = re.search(r"An error occurred \(([\w.-]+)\)", result.err)
     code = found.group(1) if found else ""
     if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
-        return StorageError(f"{what}: the login has expired, or there is none", "tazpod login", code)
+        return StorageError(f"{what}: the login has expired, or there is none", LOGIN_HINT, code)
     reason = [line for line in result.err.splitlines() if line.strip()]
-    refused = "may this login use the bucket? aws_sso in the config says which it is"
-    hint = {
-        "NoSuchBucket": "tazpod setup-storage makes the bucket",
-        "AccessDenied": refused,
-        "403": refused,
-    }.get(code, "")
-    return StorageError(f"{what}: {reason[-1] if reason else f'aws status {result.code}'}", hint, code)
+    return StorageError(
+        f"{what}: {reason[-1] if reason else f'aws status {result.code}'}", STORAGE_HINTS.get(code, ""), code
+    )
 
 
 def s3_argv(storage: Storage, operation: str, *words: str) -> list[str]:
@@ -3916,8 +3972,8 @@ class Watch:
 def guard_notes() -> dict[str, Any]:
     """When the guard last did its work, and when and why it last did not."""
     try:
-        notes = json.loads(Path(GUARD_NOTES).read_text())
-    except (OSError, ValueError):
+        notes = json.loads(read_shared(Path(GUARD_NOTES)))
+    except (OSError, ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}
 
@@ -3999,7 +4055,14 @@ def guard_log() -> Any:
 
     log = logging.getLogger("tazpod")
     handler = logging.handlers.RotatingFileHandler(LOG_PATH, maxBytes=1_000_000, backupCount=1)
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    class OneLine(logging.Formatter):
+        """A record in one line that a terminal shows and does not obey, whoever's words are in it."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return plain(super().format(record))
+
+    form = OneLine("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     form.converter = time.gmtime
     handler.setFormatter(form)
     log.addHandler(handler)
@@ -4138,7 +4201,7 @@ def cmd_list(args: argparse.Namespace) -> int:
         for name, pod in sorted(find_pods().items())
     ]
     if args.json:
-        emit(json.dumps([{**row, "gone": not os.path.isdir(row["project"])} for row in rows], indent=2))
+        emit_json([{**row, "gone": not os.path.isdir(row["project"])} for row in rows])
         return OK
     lines = [("NAME", "STATE", "VAULT", "PROJECT")] if rows else []
     for row in rows:
@@ -4622,7 +4685,7 @@ def cmd_env(args: argparse.Namespace) -> int:
     if config.ghost_mode:
         lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "locked"
     for name, value in lines.items():
-        emit(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
+        emit(f"unset {name}" if value is None else f"export {name}={quoted(value)}")
     return OK
 
 
@@ -4718,9 +4781,9 @@ def login_expiry(vault: Vault) -> int | None:
     """When the login that the AWS CLI keeps expires; None when it keeps none."""
     moments = []
     for path in (vault.home / ".aws/sso/cache").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            kept = json.loads(path.read_text())
-            if "accessToken" in kept:  # not the registration of a client
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            kept = json.loads(read_shared(path))
+            if isinstance(kept, dict) and "accessToken" in kept:  # not the registration of a client
                 moments.append(epoch(str(kept.get("expiresAt"))) or 0)
     return max(moments, default=None)
 
@@ -4772,23 +4835,66 @@ def cmd_pod_status(args: argparse.Namespace) -> int:
 
 
 def ask_pod(config: Config, container: Container, word: str) -> Any:
-    """What an internal word of the pod prints as JSON."""
+    """What an internal word of the pod prints as JSON, of whatever shape: root there may answer for it."""
     result = capture(exec_argv(config, ["tazpod", word], terminal=False))
-    lines = result.out.splitlines()
+    lines = result.out[-SHARED_LIMIT:].splitlines()
     if result.code == 0 and lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(lines[-1])  # a profile of the image may have said something before
-    old = not is_installed(config, container)
-    why = "it holds another version of tazpod" if old else result.reason
+    why = result.reason
+    if not is_installed(config, container):
+        why = "it holds another version of tazpod"
     raise TazpodError(f"the container could not be asked: {why}", "tazpod up, then again")
+
+
+def makes_no_sense(what: str) -> TazpodError:
+    """The error for an answer of the container that is none."""
+    return TazpodError(f"the container gave an answer that makes no sense: {what}", "tazpod up, then again")
+
+
+# The words that status uses.  What is typed next is chosen from them, so nobody else may add one.
+FACT_WORDS: dict[str, tuple[str, ...]] = {
+    "vault_format": ("", "openpgp", "go", "unreadable"),
+    "remote_state": ("not used", "unknown", "in sync", "ahead", "behind", "diverged"),
+    "remote_hint": ("", LOGIN_HINT, *STORAGE_HINTS.values()),
+    "identity_kind": ("none", "login", "vault", "environment"),
+}
+MAYBE_UNKNOWN = ("vault_open", "vault_unsaved")  # null there says that nobody could tell
+TOLD_LIMIT = 300  # characters of one text of the container's
+
+
+def told_facts(told: Any) -> dict[str, Any]:
+    """The facts that the pod tells, each of its type and in its words, without those of the host."""
+    if not isinstance(told, dict) or "vault_open" not in told:
+        raise makes_no_sense("it does not tell whether the vault is open")
+    known: dict[str, Any] = {}
+    for name in Facts._fields:
+        if name not in told or name.startswith("container_"):
+            continue
+        value, usual = told[name], Facts._field_defaults.get(name, "")
+        if name == "remote_hint" and value not in FACT_WORDS[name]:
+            value = ""  # of a fault that status knows no step for
+        if value is None:
+            legal = usual is None or name in MAYBE_UNKNOWN
+        elif usual is None:
+            legal = type(value) is int
+        else:
+            legal = type(value) is type(usual)
+        if type(value) is int:
+            legal = legal and abs(value) < 1 << 62
+        if not legal or value not in FACT_WORDS.get(name, (value,)):
+            raise makes_no_sense(f"{name} is {str(value)[:TOLD_LIMIT]!r}")
+        if isinstance(value, str):
+            value = value[:TOLD_LIMIT]
+        known[name] = value
+    return known
 
 
 def host_facts(config: Config) -> dict[str, Any]:
     """All that the host knows, and the pod when it runs."""
     container, image = look(config)
     if container and container.running:
-        told = ask_pod(config, container, STATUS_WORD)  # by another version, perhaps
-        known = {name: told[name] for name in Facts._fields if name in told}
+        known = told_facts(ask_pod(config, container, STATUS_WORD))
     else:
         known = sealed_facts(config, host_vault(config), None if container and container.in_memory else False)
     known.update(project=str(config.project), container_name=config.container_name)
@@ -4882,12 +4988,15 @@ def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any
 def cmd_status(args: argparse.Namespace) -> int:
     """show container, vault, storage, login and daemon; 0 only if all is well"""
     config, now = the_project(), time.time()
-    facts = Facts(**(pod_facts(config) if in_pod() else host_facts(config)))
+    if in_pod():
+        facts = Facts(**told_facts(pod_facts(config)))
+    else:
+        facts = Facts(**host_facts(config))
     wrong = troubles(facts, now)
     if args.json:
-        emit(json.dumps(status_json(facts, wrong), indent=2))
+        emit_json(status_json(facts, wrong))
     else:
-        emit("\n".join(status_lines(facts, now)))
+        emit(*status_lines(facts, now))
         if wrong:
             emit(f"next: {wrong[0][1]}  ({wrong[0][0]})")
     return UNWELL if wrong else OK
@@ -4903,6 +5012,10 @@ class Check(NamedTuple):
     name: str
     what: str
     fix: str = ""
+
+
+LEVELS = ("ok", "failure", "advice")
+CHECK_LIMIT = 100  # checks of the container that are shown
 
 
 def check(name: str, good: object, what: str, fix: str, bad: str = "failure") -> Check:
@@ -4931,10 +5044,24 @@ def check_engine(config: Config) -> Iterator[Check]:
         if what not in narrow:
             yield Check("advice", "container", f"it is older than {what}", "tazpod up --recreate")
     if container and container.running:
-        yield from (Check(*item) for item in ask_pod(config, container, DOCTOR_WORD))
+        yield from told_checks(ask_pod(config, container, DOCTOR_WORD))
     else:
         what = f"it {'does not run' if container else 'is not there'}, so nothing in it was checked"
         yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
+
+
+def told_checks(told: Any) -> Iterator[Check]:
+    """The checks that the pod made.  What it would have us type is marked as its words."""
+    if not isinstance(told, list):
+        raise makes_no_sense("it is no list of checks")
+    for item in told[:CHECK_LIMIT]:
+        texts = isinstance(item, list) and len(item) == 4 and all(isinstance(text, str) for text in item)
+        if not texts or item[0] not in LEVELS:
+            raise makes_no_sense(f"{str(item)[:TOLD_LIMIT]!r} is no check")
+        level, name, what, fix = (text[:TOLD_LIMIT] for text in item)
+        if fix:
+            fix = f"the container suggests: {fix}"
+        yield Check(level, name, what, fix)
 
 
 def check_files(config: Config) -> Iterator[Check]:
@@ -4946,20 +5073,20 @@ def check_files(config: Config) -> Iterator[Check]:
         private = path in (envelope, vault.folder, config.run_folder) or vault.folder in path.parents
         info, name = path.lstat(), str(path.relative_to(config.project))
         if info.st_uid != owner.st_uid:
-            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {shlex.quote(str(path))}"
+            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {quoted(str(path))}"
             what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
             yield Check("failure", "files", what, fix)
         if private and stat.S_IMODE(info.st_mode) & 0o077 and not path.is_symlink():
             wrong, mode = True, 700 if path.is_dir() else 600
             bad = "advice" if path == envelope else "failure"
             what = f"{name}: mode {stat.S_IMODE(info.st_mode):04o}, others may read it"
-            yield Check(bad, "files", what, f"chmod {mode} {shlex.quote(str(path))}")
+            yield Check(bad, "files", what, f"chmod {mode} {quoted(str(path))}")
     if not wrong:
         yield Check("ok", "files", "owners and modes in .tazpod are right")
     ssh = home_folder() / ".ssh"
     loose = ssh.is_dir() and ssh.stat().st_mode & 0o022
     what = "others may write to it" if loose else "is private" if ssh.is_dir() else "is made by the next up"
-    yield check("~/.ssh", not loose, what, f"chmod 700 {shlex.quote(str(ssh))}")
+    yield check("~/.ssh", not loose, what, f"chmod 700 {quoted(str(ssh))}")
     yield check_space("disk", config.project, 2 * bytes_of(config.vault_size))
 
 
@@ -5057,16 +5184,16 @@ def cmd_doctor(args: argparse.Namespace) -> int:
         except (TazpodError, OSError) as error:
             found.append(Check("failure", name, str(error), getattr(error, "hint", "") or "see --debug"))
     if args.json:
-        emit(json.dumps([item._asdict() for item in found], indent=2))
+        emit_json([item._asdict() for item in found])
     else:
-        emit("\n".join(doctor_lines(found)))
+        emit(*doctor_lines(found))
     return UNWELL if any(item.level == "failure" for item in found) else OK
 
 
 def doctor_lines(found: Sequence[Check]) -> list[str]:
     """The checks for people: what failed comes with its fix, advice comes last."""
     lines = []
-    for level in ("ok", "failure", "advice"):
+    for level in LEVELS:
         chosen = [item for item in found if item.level == level]
         lines += ["", "Advice"] if chosen and level == "advice" else []
         for item in chosen:
@@ -5100,7 +5227,7 @@ complete -c tazpod -n '__fish_seen_subcommand_from run' -F
 
 def cmd_completion(args: argparse.Namespace) -> int:
     """print what makes bash, zsh or fish complete tazpod's words"""
-    emit(COMPLETIONS[args.shell].rstrip())
+    emit(*COMPLETIONS[args.shell].splitlines())
     return OK
 
 
@@ -5109,7 +5236,7 @@ def cmd_completion(args: argparse.Namespace) -> int:
 
 def line(*stages: Sequence[str]) -> str:
     """One program, or a pipeline, as a shell takes it."""
-    return " | ".join(shlex.join(argv) for argv in stages)
+    return " | ".join(quoted(*argv) for argv in stages)
 
 
 def _show_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
@@ -5576,7 +5703,7 @@ def cmd_complete(words: Sequence[str]) -> int:
     with contextlib.suppress(TazpodError, OSError):
         found = complete(words, find_pods, past)
         if found:
-            emit("\n".join(found))
+            emit(*found)
     return OK
 
 
@@ -5620,7 +5747,8 @@ def dispatch(argv: Sequence[str]) -> int:
     if words[0] in ("help", "--help", "-h"):
         topics = [word for word in words if word not in ("help", "--help", "-h")]
         topic = ALIASES.get(topics[0], topics)[0] if topics else ""
-        emit(make_parser(find_word(topic)).format_help().rstrip() if topic else overview())
+        text = make_parser(find_word(topic)).format_help() if topic else overview()
+        emit(*text.splitlines())
         return OK
     word = find_word(words[0])
     args = parse_words(word, words[1:])
@@ -5688,7 +5816,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if OPTIONS.debug:
         import traceback
 
-        traceback.print_exception(type(failure), failure, failure.__traceback__)
+        relay("".join(traceback.format_exception(type(failure), failure, failure.__traceback__)))
     return code
 
 
