@@ -1131,15 +1131,6 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def read_shared(path: Path) -> bytes:
-    """A small file that the container may write: a fifo there must not block us, nor a device fill us."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        data = file.read(SHARED_LIMIT + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-    if data is None or len(data) > SHARED_LIMIT:
-        raise OSError(errno.EINVAL, "is not a small, regular file", str(path))
-    return data
-
-
 def config_text(project: Path) -> str:
     """What the project's config.yaml says; nothing when there is none."""
     path = project / CONFIG_PATH
@@ -1182,14 +1173,6 @@ def host_path(config: Config, path: str) -> str:
     return os.path.normpath(config.project / path) if first in (".", "..") else path
 
 
-def private_folder(path: Path) -> Path:
-    """Make a folder, 0700, that belongs to the project's owner also when root makes it."""
-    if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        give_to_owner(path)
-    return path
-
-
 def make_folders(root: Path, name: str) -> bool:
     """Make what is missing of a path below `root`, 0700; whether all of it are real folders, no links."""
     place = root
@@ -1202,11 +1185,159 @@ def make_folders(root: Path, name: str) -> bool:
     return True
 
 
-def give_to_owner(path: Path) -> None:
-    """Hand what root made inside an envelope to the owner of the folder around it."""
-    if os.geteuid() == 0:
-        around = os.stat(path.parent)
-        os.chown(path, around.st_uid, around.st_gid, follow_symlinks=False)
+# -- files where others may write
+#
+# A project is mounted into its container, so whoever is in there may swap any name in it at any moment,
+# while this host side, perhaps as root, works on the same names.  So nothing below a project is
+# reached by its path: the folder is opened once, and what lies in it is reached by that descriptor.
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def acting_as(uid: int, gid: int) -> Iterator[None]:
+    """Root as somebody else: what is made is theirs, and what is not theirs stays as it is."""
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@contextlib.contextmanager
+def as_owner(folder: int) -> Iterator[None]:
+    """Root acts as the owner of a folder that is open.
+
+    What is made there is the owner's from its beginning, and what the owner may not touch is not
+    touched: root never gives anything away, since that could be exchanged for something else just then.
+    """
+    owner = os.fstat(folder)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        with acting_as(owner.st_uid, owner.st_gid):
+            yield
+    else:
+        yield
+
+
+def _envelope_parts(path: Path) -> tuple[Path, list[str]]:
+    """The part of a path that is taken as it is, and the names after it that may be no links."""
+    names = list(path.parts)
+    if ENVELOPE not in names:
+        return path, []
+    before = names[::-1].index(ENVELOPE) + 1  # the last: a project may lie in some other .tazpod
+    return Path(*names[:-before]), names[-before:]
+
+
+def _enter_folder(folder: int, name: str, place: Path) -> int:
+    """Open a folder in a folder, and close that one.  `place` is its path, for the error."""
+    try:
+        below = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        what = error.strerror
+        if place.is_symlink():
+            what = "is a link, not a folder"
+        raise OSError(error.errno, what, str(place)) from None
+    os.close(folder)
+    return below
+
+
+@contextlib.contextmanager
+def folder_at(path: Path, make: bool = False) -> Iterator[int]:
+    """A descriptor of a folder, for work on the names in it; with `make`, missing folders are made, 0700.
+
+    From the envelope on no part of the path may be a link.  Root works as the folder's owner.
+    """
+    place, names = _envelope_parts(path)
+    while make and names[:1] != [ENVELOPE] and not place.is_dir():
+        names.insert(0, place.name)
+        place = place.parent
+    folder = os.open(place, _FOLDER)
+    try:
+        for name in names:
+            place /= name
+            if make:
+                with as_owner(folder), contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=folder)
+            folder = _enter_folder(folder, name, place)
+        with as_owner(folder):
+            yield folder
+    except OSError as error:
+        if error.errno is None or os.path.isabs(error.filename or ""):
+            raise
+        raise OSError(error.errno, error.strerror, str(path / (error.filename or ""))) from None
+    finally:
+        os.close(folder)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder, 0700, and what is missing above it, unless it is there."""
+    with folder_at(path, make=True):
+        return path
+
+
+def open_regular(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file in an open folder, and nothing else.
+
+    What is there is looked at first: to open a fifo or a device does something by itself.
+    """
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC
+    if sys.platform != "linux":  # a device that comes between the two calls is opened, but not used
+        must_be_regular(os.stat(name, dir_fd=folder, follow_symlinks=False))
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    seen = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        must_be_regular(os.fstat(seen))
+        return os.open(f"/proc/self/fd/{seen}", flags)
+    finally:
+        os.close(seen)
+
+
+def must_be_regular(info: os.stat_result) -> None:
+    """OSError unless this is of a regular file."""
+    if stat.S_ISLNK(info.st_mode):
+        raise OSError(errno.ELOOP, "is a link, not a file")
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
+
+
+def open_shared(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file that the container may write; OSError for whatever else is there."""
+    with folder_at(path.parent) as folder:
+        try:
+            return open_regular(folder, path.name, flags)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_shared(path: Path) -> bytes:
+    """What such a file holds, if it is a small one: it must not fill our memory."""
+    with os.fdopen(open_shared(path), "rb") as file:
+        data = file.read(SHARED_LIMIT + 1)
+    if len(data) > SHARED_LIMIT:
+        raise OSError(errno.EFBIG, "is too large for what it is", str(path))
+    return data
+
+
+def create_file(path: Path, mode: int = 0o600) -> int:
+    """A descriptor of a new file; FileExistsError when there is something of that name."""
+    with folder_at(path.parent) as folder:
+        return os.open(path.name, _NEW_FILE, mode, dir_fd=folder)
+
+
+def remove_file(path: Path) -> None:
+    """Take a file away, if it is there; a link is taken away itself."""
+    with contextlib.suppress(FileNotFoundError), folder_at(path.parent) as folder:
+        os.unlink(path.name, dir_fd=folder)
+
+
+def rename_file(path: Path, name: str) -> Path:
+    """Give a file another name in its folder, in place of what had that name; its new path."""
+    with folder_at(path.parent) as folder:
+        os.replace(path.name, name, src_dir_fd=folder, dst_dir_fd=folder)
+    return path.with_name(name)
 
 
 def random_hex(size: int) -> str:
@@ -1221,29 +1352,36 @@ def temporary_beside(path: Path) -> Path:
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file atomically: a reader sees the old content or the new, never half."""
-    temporary = temporary_beside(path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        give_to_owner(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    temporary = temporary_beside(path).name
+    with folder_at(path.parent) as folder:
+        fd = os.open(temporary, _NEW_FILE, mode, dir_fd=folder)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor of the file of a lock, which is made when it is missing."""
+    for _ in range(ATTEMPTS):  # another tazpod may make it, or the container take it away, just now
+        with contextlib.suppress(FileNotFoundError):
+            return open_shared(path, os.O_RDWR)
+        with contextlib.suppress(FileExistsError):
+            return create_file(path)
+    raise OSError(errno.EBUSY, "somebody keeps removing it", str(path))
 
 
 @contextlib.contextmanager
 def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int]:
     """Hold an exclusive flock(2) on a file; host and pod see the same one."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
+    fd = _open_lock(path)
     try:
-        if os.geteuid() == 0 and os.fstat(fd).st_uid == 0:
-            give_to_owner(path)
         start = time.monotonic()
         told = False
         while True:
@@ -1867,18 +2005,6 @@ def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tu
     return "\n".join([":".join(mine[0]), *others, ""]), "\n".join([*groups, ""])
 
 
-@contextlib.contextmanager
-def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """Root as somebody else: what is made is theirs, and what is not theirs stays as it is."""
-    os.setegid(gid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
 def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> None:
     """As the operator: link folders of the home into the envelope, and take our links of `before` away.
 
@@ -1972,7 +2098,7 @@ def stop_container(config: Config) -> None:
             raise engine_error(result)
     for record in ("pod.json", "made.json"):
         with contextlib.suppress(OSError):  # neither is believed of another container
-            (config.run_folder / record).unlink()
+            remove_file(config.run_folder / record)
 
 
 def stop_argvs(config: Config) -> list[list[str]]:
@@ -2231,16 +2357,15 @@ def vault_lock(vault: Vault) -> Iterator[None]:
 
 def open_sealed_file(path: Path) -> int:
     """A descriptor of a sealed file: a regular file with something in it, nothing else."""
+    hint = "an earlier version may help: tazpod history"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_shared(path)
     except OSError as error:
-        raise VaultError(f"{path}: {error.strerror}") from None
-    info = os.fstat(fd)
-    if stat.S_ISREG(info.st_mode) and info.st_size > 0:
+        raise VaultError(f"{path}: {error.strerror}", hint) from None
+    if os.fstat(fd).st_size > 0:
         return fd
     os.close(fd)
-    what = "is empty" if stat.S_ISREG(info.st_mode) else "is not a regular file"
-    raise VaultError(f"{path}: {what}", "an earlier version may help: tazpod history")
+    raise VaultError(f"{path}: is empty", hint)
 
 
 def has_sealed(vault: Vault) -> bool:
@@ -2697,7 +2822,7 @@ def tell_lost(vault: Vault) -> None:
     with contextlib.suppress(FileNotFoundError):
         when = utc(vault.marker.stat().st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
-        vault.marker.unlink()
+        remove_file(vault.marker)
 
 
 def prove_tmpfs(vault: Vault) -> None:
@@ -3385,9 +3510,7 @@ class Session:
 
     def become(self, kind: str) -> None:
         """Say how far this session is: `session` lets the next shell claim it."""
-        target = self.folder / f"{self.id}.{kind}"
-        os.rename(self.path, target)
-        self.path = target
+        self.path = rename_file(self.path, f"{self.id}.{kind}")
 
     def wait_claimed(self, process: Any) -> None:
         """Wait until the shell has claimed this session: two entries must not swap theirs."""
@@ -3401,7 +3524,7 @@ class Session:
         kinds = ("agent",) if cut else ("agent", "shell", "leaving")
         for path in (*(() if cut else (self.path,)), *(self.folder / f"{self.id}.{kind}" for kind in kinds)):
             with contextlib.suppress(OSError):
-                path.unlink()
+                remove_file(path)
         link_agent(self.folder)
         os.close(self.fd)
 
@@ -3409,15 +3532,14 @@ class Session:
 def open_session(config: Config) -> Session:
     """Make a lease that exists only locked, with what the shell is to know of this terminal."""
     folder, name = private_folder(config.run_folder), random_hex(8)
-    hidden, path = folder / f".{name}", folder / f"{name}.lease"
-    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    give_to_owner(hidden)
+    hidden = folder / f".{name}"
+    fd = create_file(hidden)
     fcntl.flock(fd, fcntl.LOCK_EX)
     told = {key: os.environ.get(key, "") for key in SESSION_VARIABLES}
     told["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else ""
     lines = [f"{key}={value}\n" for key, value in told.items() if SESSION_VALUE.fullmatch(value)]
     os.write(fd, "".join(lines).encode())
-    os.rename(hidden, path)
+    path = rename_file(hidden, f"{name}.lease")
     if config.ssh_agent:
         relay_agent(folder / f"{name}.agent")
     return Session(folder, name, fd, path)
@@ -3448,9 +3570,12 @@ def relay_agent(place: Path) -> None:
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(agent)
-        server = socketserver.ThreadingUnixStreamServer(str(place), Relay)
+        with folder_at(place.parent) as folder:
+            address = str(place)
+            if sys.platform == "linux":  # bind(2) takes no descriptor of a folder
+                address = f"/proc/self/fd/{folder}/{place.name}"
+            server = socketserver.ThreadingUnixStreamServer(address, Relay)
         server.daemon_threads = True
-        give_to_owner(place)
     except OSError as error:  # a path that is too long for a socket has no strerror
         reason = error.strerror or error if agent else "SSH_AUTH_SOCK is not set"
         warn(f"no ssh agent for the container: {reason}")
@@ -3463,20 +3588,20 @@ def link_agent(folder: Path) -> None:
     """Let run/agent.sock lead to the newest relay; without one, take it away."""
     link = folder / Path(POD_AGENT).name
     with contextlib.suppress(OSError):
-        relays = sorted(folder.glob("*.agent"), key=lambda path: path.stat().st_mtime_ns)
+        relays = sorted(folder.glob("*.agent"), key=lambda path: path.lstat().st_mtime_ns)
         if not relays:
-            link.unlink(missing_ok=True)
+            remove_file(link)
             return
         temporary = temporary_beside(link)
-        temporary.symlink_to(relays[-1].name)
-        give_to_owner(temporary)
-        os.replace(temporary, link)
+        with folder_at(folder) as fd:
+            os.symlink(relays[-1].name, temporary.name, dir_fd=fd)
+        rename_file(temporary, link.name)
 
 
 def is_alive(path: Path) -> bool:
     """Whether somebody holds the flock on a lease."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_shared(path, os.O_RDWR)
     except OSError:
         return False
     try:
@@ -3920,7 +4045,7 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
     if path:
         dead += 1
         with contextlib.suppress(FileNotFoundError):
-            path.rename(folder / f"{leaving}.leaving")
+            rename_file(path, f"{leaving}.leaving")
         hang_up(folder, leaving)
     for name, path in sessions(folder).items():
         if is_alive(path):
@@ -3930,7 +4055,7 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
         hang_up(folder, name)
         for file in (path, folder / f"{name}.shell", folder / f"{name}.agent"):
             with contextlib.suppress(OSError):
-                file.unlink()
+                remove_file(file)
         link_agent(folder)
     return dead, alive
 
@@ -5073,7 +5198,8 @@ def check_files(config: Config) -> Iterator[Check]:
         private = path in (envelope, vault.folder, config.run_folder) or vault.folder in path.parents
         info, name = path.lstat(), str(path.relative_to(config.project))
         if info.st_uid != owner.st_uid:
-            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {quoted(str(path))}"
+            # Of the whole envelope: on the way to one file a folder could be exchanged for a link.
+            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {quoted(str(envelope))}"
             what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
             yield Check("failure", "files", what, fix)
         if private and stat.S_IMODE(info.st_mode) & 0o077 and not path.is_symlink():

@@ -380,7 +380,7 @@ def test_doctor_of_what_is_well_and_of_what_is_not(place: Place) -> None:
     os.chown(config, 4242, 4242)
     _, found = doctor(place)
     fixes = [item["fix"] for item in found["failure"]]
-    assert sorted(fixes) == sorted([f"chmod 600 {sealed}", f"sudo chown -hR 0:0 {config}"])
+    assert sorted(fixes) == sorted([f"chmod 600 {sealed}", f"sudo chown -hR 0:0 {config.parent}"])
     for fix in fixes:
         subprocess.run(["sh", "-c", fix.replace("sudo ", "")], check=True)
     assert doctor(place)[0] == 0

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import vaultlib
@@ -638,9 +639,9 @@ def test_a_passwd_that_fails_leaves_the_old_passphrase_in_force(
     sealed = opened.vault.sealed.read_bytes()
     real = getattr(os, refused)
 
-    def fail(*args: object) -> object:
+    def fail(*args: Any, **more: Any) -> object:
         if refused == "replace" and args[1] != opened.vault.sealed:
-            return real(*args)
+            return real(*args, **more)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
