@@ -2318,7 +2318,8 @@ def find_holders(device: int) -> list[str]:
     """
     found = scan_holders(device)
     if os.geteuid() != 0:
-        words = [sys.executable, "-Es", __file__, HOLDERS_WORD, str(device)]
+        side = f"HOST_CWD={os.environ.get('HOST_CWD', '')}"  # sudo hands no variables down: see `in_pod`
+        words = ["env", side, sys.executable, "-Es", __file__, HOLDERS_WORD, str(device)]
         result = capture(as_root(words))
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
             found.update({int(pid): name for pid, name in json.loads(result.out).items()})
@@ -5877,6 +5878,10 @@ def dispatch(argv: Sequence[str]) -> int:
         emit(*text.splitlines())
         return OK
     word = find_word(words[0])
+    if word in INTERNAL and not in_pod():  # one of them, as root, changes the accounts of the machine
+        raise UsageError(
+            f"{word.name} is for the inside of a container", "tazpod --help lists what is for you"
+        )
     args = parse_words(word, words[1:])
     args.word, args.forward = word.name, forward_words(word, args)
     if word.host_only and in_pod():

@@ -63,7 +63,9 @@ STATUSES = [
     (["pull", "nonsense"], 2),
     (["init", "--image"], 2),
     (["env"], 2),
-    (["__internal_setup"], 2),
+    *(([word.name], 2) for word in tazpod.INTERNAL),
+    (["__internal_setup", "root"], 2),
+    (["__internal_holders", "1"], 2),
     (["__internal_holders", "x"], 2),
     ([], 1),
     (["up"], 1),
@@ -86,6 +88,19 @@ def test_the_exit_status_of(words, status, tmp_path, monkeypatch, capfd):
         assert not out
         assert len(err) == 2 and err[0].startswith("tazpod: error: ") and err[1].startswith("hint: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", [None, "/srv/project"])
+def test_the_words_of_the_container_do_nothing_outside_of_one(variable, tmp_path, monkeypatch, capfd):
+    """Typed with sudo, the set-up would change this machine's accounts and the shell of all its users."""
+    if variable:
+        monkeypatch.setenv("HOST_CWD", variable)
+    for function in ("set_up_pod", "scan_holders", "guard", "pod_facts", "check_pod"):
+        monkeypatch.setattr(tazpod, function, lambda *_: pytest.fail("it ran"))
+    monkeypatch.chdir(tmp_path)
+    for words in (["setup", "root"], ["holders", "1"], ["sync_daemon"], ["status"], ["doctor"]):
+        assert tazpod.main([f"__internal_{words[0]}", *words[1:]]) == 2
+        assert capfd.readouterr().err.startswith(f"tazpod: error: __internal_{words[0]} is for the inside of")
 
 
 @pytest.mark.parametrize(

@@ -206,11 +206,13 @@ def test_who_is_left_inside_is_named_and_reads_nothing_more(lab: Place) -> None:
         ["docker", "exec", lab.name, "tail", "-f", f"{SECRETS}/other"], stdout=subprocess.DEVNULL
     )
     eventually(lambda: lab.inside("pgrep -x tail").stdout, "another follows a file")
+    docker("exec", "-d", "-u", "0", "-w", SECRETS, lab.name, "sleep", "300")  # only root sees what root holds
+    eventually(lambda: lab.inside("pgrep -u root -x sleep -a | grep 300").stdout, "root stands in it")
     assert person.leaves() == 0
     assert "saved (2 files" in person.seen
     warning = next(line for line in person.seen.splitlines() if "still in the vault" in line)
     assert f"{pid} (bash)" in warning
-    assert "(tail)" in warning
+    assert "(tail)" in warning and "(sleep)" in warning
     assert lab.is_shut()
     lab.reads("touch /tmp/go")
     eventually(lambda: lab.inside("test -e /tmp/done").returncode == 0, "it has tried to read")
