@@ -523,6 +523,35 @@ INSTALL_HINTS = {
 }
 
 
+# How a program begins the line that tells of its error ...
+ERROR_WORD = re.compile(r"(\S+: )?\[?(error|fatal)\b|An error occurred \(", re.IGNORECASE)
+# ... and what stands around that line: progress, advice, and that it gives up now.
+ASIDE = re.compile(
+    r"gpg: (AES\S* encrypted data|encrypted with|no gpg-agent|problem with the agent|decrypt_message failed)"
+    r"|tar: (Exiting with failure status|Error is not recoverable)"
+    r"|sudo: error initializing|dmesg\(1\) may|(Run|See) '|hint: |(\S+: )?warning: ",
+    re.IGNORECASE,
+)
+
+
+def error_line(text: str) -> str:
+    """The line of a program's standard error that says why it failed; '' when none says anything.
+
+    It is the first that begins with the program's own word for an error, or else the last one.
+    """
+    said = ""
+    usage = False
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if ASIDE.match(line):
+            continue
+        if ERROR_WORD.match(line):
+            return line.removeprefix("tazpod: error: ")
+        usage = usage or line.lower().startswith("usage:")
+        if not usage:  # how to call it is told after what was wrong with the call
+            said = line
+    return said
+
+
 class Result(NamedTuple):
     """How a program ended: its status, its standard output, its standard error as text."""
 
@@ -532,9 +561,8 @@ class Result(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The first line of standard error that says something."""
-        lines = [line.strip() for line in self.err.splitlines() if line.strip()]
-        return lines[0] if lines else f"status {self.code}"
+        """Why it failed, in the words of the program, as far as it said so."""
+        return error_line(self.err) or f"status {self.code}"
 
 
 class Stage(NamedTuple):
@@ -759,7 +787,10 @@ def first_failure(stages: Sequence[Stage], results: Sequence[Result]) -> str:
     """
     failed = [(s.argv[0], r) for s, r in zip(stages, results) if r.code != 0]
     real = [pair for pair in failed if pair[1].code not in (-signal.SIGPIPE, 141)] or failed
-    return f"{real[0][0]}: {real[0][1].reason}" if real else ""
+    if not real:
+        return ""
+    name, result = real[0]
+    return f"{name}: {result.reason.removeprefix(f'{name}: ')}"
 
 
 def run_foreground(
@@ -3199,10 +3230,8 @@ def aws_error(result: Result, what: str) -> StorageError:
     code = found.group(1) if found else ""
     if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
         return StorageError(f"{what}: the login has expired, or there is none", LOGIN_HINT, code)
-    reason = [line for line in result.err.splitlines() if line.strip()]
-    return StorageError(
-        f"{what}: {reason[-1] if reason else f'aws status {result.code}'}", STORAGE_HINTS.get(code, ""), code
-    )
+    reason = error_line(result.err) or f"aws status {result.code}"
+    return StorageError(f"{what}: {reason}", STORAGE_HINTS.get(code, ""), code)
 
 
 def s3_argv(storage: Storage, operation: str, *words: str) -> list[str]:

@@ -130,12 +130,144 @@ def test_a_program_that_cannot_start_is_an_error_with_its_reason(stub_path):
         capture(["docker", "x" * (1 << 20)])
 
 
-@pytest.mark.parametrize(
-    "err, code, reason",
-    [("", 7, "status 7"), ("\n \n one \ntwo\n", 1, "one"), ("only", 0, "only"), (" \n", -9, "status -9")],
-)
-def test_the_reason_is_the_first_line_that_says_something(err, code, reason):
-    assert tazpod.Result(code, b"", err).reason == reason
+def test_the_reason_of_a_program_that_says_nothing_is_its_status():
+    assert tazpod.Result(7, b"", "").reason == "status 7"
+    assert tazpod.Result(-9, b"", " \n").reason == "status -9"
+    assert tazpod.Result(-9, b"", "gpg: AES256.CFB encrypted data\n").reason == "status -9"
+
+
+# What the real programs said, and in it, marked, the line that is the reason.
+SAID = {
+    "one line": "> only",
+    "two lines": "one\n> two\n",
+    "gpg, a wrong passphrase": """\
+gpg: AES256.CFB encrypted data
+gpg: encrypted with 1 passphrase
+> gpg: decryption failed: Bad session key""",
+    "gpg, a file cut short": """\
+gpg: AES256.CFB encrypted data
+gpg: encrypted with 1 passphrase
+> gpg: decryption failed: Invalid packet""",
+    "gpg, a changed bit": """\
+gpg: AES256.CFB encrypted data
+gpg: encrypted with 1 passphrase
+> gpg: zlib inflate problem: invalid distance code""",
+    "gpg, what is none of its files": """\
+> gpg: no valid OpenPGP data found.
+gpg: decrypt_message failed: Unknown system error""",
+    "gpg, no file": """\
+> gpg: can't open 'nosuch': No such file or directory
+gpg: decrypt_message failed: No such file or directory""",
+    "gpg, nowhere to write to": """\
+gpg: no gpg-agent running in this session
+gpg: problem with the agent: No agent running
+gpg: can't create '/proc/x': No such file or directory
+> gpg: symmetric encryption of 'f' failed: No such file or directory""",
+    "tar, no archive": """\
+> tar: nosuch.tar: Cannot open: No such file or directory
+tar: Error is not recoverable: exiting now""",
+    "tar, what is no archive": """\
+> tar: This does not look like a tar archive
+tar: Exiting with failure status due to previous errors""",
+    "tar, an archive cut short": """\
+tar: Unexpected EOF in archive
+> tar: Unexpected EOF in archive
+tar: Error is not recoverable: exiting now""",
+    "tar, two files that are gone": """\
+tar: nosuch: Cannot stat: No such file or directory
+> tar: other: Cannot stat: No such file or directory
+tar: Exiting with failure status due to previous errors""",
+    "openssl, a wrong key": """\
+> Error decrypting CMS using password
+40173C7E827F0000:error:170000B4:CMS routines:ossl_cms_RecipientInfo_pwri_crypt:unwrap failure:../crypto/x.c:9:
+""",
+    "openssl, a wrong word": """> Invalid command 'nosuch'; type "help" for a list.""",
+    "aws, a refusal": "\n> An error occurred (403) when calling the HeadObject operation: Forbidden\n",
+    "aws, a refusal with more to it": """
+> aws: [ERROR]: An error occurred (NoSuchKey) when calling the GetObject operation: it does not exist.
+
+Additional error details:
+Key: x
+""",
+    "aws, a wrong call": """
+usage: aws [options] <command> <subcommand> [<subcommand> ...] [parameters]
+To see help text, you can run:
+
+  aws help
+
+> aws: error: the following arguments are required: --key
+
+""",
+    "aws, nobody there": """
+> Could not connect to the endpoint URL: "http://127.0.0.1:9/b/k"
+""",
+    "docker, a name that is taken": """\
+> docker: Error response from daemon: Conflict. The container name "/x" is already in use by container "8".
+
+Run 'docker run --help' for more information
+""",
+    "docker, a wrong port": "> docker: invalid hostPort: 99999\n\nRun 'docker run --help' for more",
+    "docker, a wrong option": """\
+> unknown flag: --nosuch
+
+Usage:  docker run [OPTIONS] IMAGE [COMMAND] [ARG...]
+
+Run 'docker run --help' for more information
+""",
+    "docker, an image that is nowhere": """\
+Unable to find image 'nosuch:image' locally
+> docker: Error response from daemon: Get "https://registry.example/v2/": dial tcp: no such host
+
+Run 'docker run --help' for more information
+""",
+    "docker, a start that failed": """\
+> Error response from daemon: No such container: x
+Error: failed to start containers: x
+""",
+    "podman, behind its noise": """\
+Emulate Docker CLI using podman. Create /etc/containers/nodocker to quiet msg.
+> Error: inspecting object: no such object: "nosuch"
+""",
+    "podman, three times": """\
+Trying to pull 127.0.0.1:9/x:latest...
+time="2026-11-24T11:09:23Z" level=warning msg="Failed, retrying in 1s ... (1/3). Error: initializing source"
+> Error: initializing source docker://127.0.0.1:9/x:latest: connect: connection refused
+""",
+    "podman, a wrong option": "> Error: unknown flag: --nosuch\nSee 'podman run --help'\n",
+    "sudo, no terminal": """\
+sudo: a terminal is required to read the password; either use the -S option
+> sudo: a password is required
+""",
+    "sudo, nobody": "> sudo: unknown user nosuch\nsudo: error initializing audit plugin sudoers_audit\n",
+    "sudo, a wrong option": """\
+> sudo: unrecognized option '--nosuch'
+usage: sudo -h | -K | -k | -V
+            [-u user] [command [arg ...]]
+""",
+    "mount behind sudo's complaint": """\
+/etc/sudoers.d/bad:1:2: syntax error
+x
+ ^
+> mount: /tmp/ro: fsconfig() failed: tmpfs: Unknown parameter 'nosuchopt'.
+       dmesg(1) may have more information after failed mount system call.
+""",
+    "umount": "> umount: /tmp/busy: target is busy.\n",
+    "find": "> find: '/nosuch': No such file or directory",
+    "ourselves": """\
+tazpod: waiting for another tazpod that is saving
+> the sealed file is damaged
+tazpod: warning: the container is older than the image
+hint: tazpod up
+""".replace("> ", "> tazpod: error: "),
+}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_the_reason_is_the_line_that_tells_of_the_error(said):
+    lines = said.splitlines()
+    (reason,) = [line[2:] for line in lines if line.startswith("> ")]
+    text = "\n".join(line.removeprefix("> ") for line in lines)
+    assert tazpod.Result(1, b"", text).reason == reason.removeprefix("tazpod: error: ")
 
 
 def test_succeed_raises_with_the_reason_and_the_hint():
