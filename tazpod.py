@@ -5760,8 +5760,10 @@ def make_parser(word: Word) -> argparse.ArgumentParser:
         epilog="--pod, --yes, --debug and --dry-run work with every word.",
     )
     for names, settings in word.options:
-        hidden = {"help": argparse.SUPPRESS} if settings.get("help") == HIDDEN else {}
-        parser.add_argument(*names, **{**settings, **hidden})
+        shown = settings.get("help")
+        if shown == HIDDEN:
+            shown = argparse.SUPPRESS
+        parser.add_argument(*names, **{**settings, "help": shown})
     return parser
 
 
@@ -5804,14 +5806,17 @@ def complete(
     `pods` gives the names of all pods, `past` the earlier versions of one, or, of '', of this folder's.
     """
     *before, last = [word for word in words if word != "="] or [""]  # bash cuts --pod=NAME there
-    typed, pod, items = [], "", iter(before)
-    for item in items:
-        if item == "--pod":
-            pod = next(items, "?")
+    typed: list[str] = []
+    pod, names_pod = "", False
+    for item in before:
+        if names_pod:
+            pod, names_pod = item, False
+        elif item == "--pod":
+            names_pod = True
         elif item not in GLOBAL_FLAGS:
             typed.append(item)
     found: Iterable[str] = ()
-    if pod == "?":
+    if names_pod:
         found = pods()
     elif last.startswith("--pod="):
         found = (f"--pod={name}" for name in pods())
@@ -5829,21 +5834,27 @@ def complete(
 def _complete_options(
     word: Word, rest: Sequence[str], last: str, past: Callable[[], Iterable[str]]
 ) -> Iterable[str]:
-    settings = {names[0]: more for names, more in word.options if more.get("help") != HIDDEN}
-    given = [item for item in rest if item[:1] != "-"]
-    previous = settings.get(rest[-1], {}) if rest else {}
-    if (previous and "action" not in previous) or (given and word.name == "run"):
-        return ()  # a value, or the words of a command
-    if last[:1] == "-":
-        return (*(name for name in settings if name[0] == "-"), "--help", "--pod", *GLOBAL_FLAGS)
-    if given or word.name == "run":
+    """What may come after a word and `rest`: its options, or what it is about."""
+    visible = {names[0]: settings for names, settings in word.options if settings.get("help") != HIDDEN}
+    options = [name for name in visible if name.startswith("-")]
+    given = [item for item in rest if not item.startswith("-")]
+    before = rest[-1:]
+    if before and before[0] in options and "action" not in visible[before[0]]:
+        return ()  # the value of that option
+    if word.name == "run" and given:
+        return ()  # the words of a command
+    if last.startswith("-"):
+        return (*options, "--help", "--pod", *GLOBAL_FLAGS)
+    if word.name == "run" or given:
         return ()
-    for name, more in settings.items():
-        if name[0] != "-" and "choices" in more:
-            return list(more["choices"])
+    for name, settings in visible.items():
+        if name not in options and "choices" in settings:
+            return list(settings["choices"])
+        if name == "version" and "--remote" in rest:
+            return ()  # the storage is not asked while somebody types
         if name == "version":
-            return () if "--remote" in rest else past()  # the storage is not asked while somebody types
-    return (name for name in settings if name[0] == "-")
+            return past()
+    return options
 
 
 def cmd_complete(words: Sequence[str]) -> int:
@@ -5851,7 +5862,8 @@ def cmd_complete(words: Sequence[str]) -> int:
     OPTIONS.hurry = True
 
     def past(pod: str) -> Iterator[str]:
-        OPTIONS.folder = project_of(pod) if pod else None
+        if pod:
+            OPTIONS.folder = project_of(pod)
         vault = Vault(project_folder() / ENVELOPE / "vault", Path("/nowhere"))
         names = (path.name[: -len(".tar.aes")] for path in versions(vault))
         return filter(re.compile(r"[a-zA-Z0-9.-]+").fullmatch, names)  # the shell takes them as typed
@@ -5870,42 +5882,71 @@ def forward_words(word: Word, args: argparse.Namespace) -> list[str]:
         value = getattr(args, _field(names))
         if names[0] == "--passphrase-fd" or value in (False, "", None):
             continue
-        if settings.get("action") == "store_true":
+        if names[0].startswith("-"):
             words.append(names[0])
-        else:
-            words += [names[0], str(value)] if names[0].startswith("-") else [str(value)]
+        if settings.get("action") != "store_true":
+            words.append(str(value))
     return words
+
+
+def begins_command(words: Sequence[str], item: str) -> bool:
+    """Whether `item`, after these words, is the first one of the command that `run` runs."""
+    return words[:1] == ["run"] and not item.startswith("-") and words[-1] != "--passphrase-fd"
+
+
+def split_line(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words of a command line, and the pod that it names; OPTIONS is told the other global options."""
+    rest = list(argv)
+    words: list[str] = []
+    pod: str | None = None
+    while rest:
+        item = rest.pop(0)
+        if item == "--" or begins_command(words, item):
+            words += [item, *rest]  # a command, whose words are not for us
+            break
+        if item in GLOBAL_FLAGS:
+            setattr(OPTIONS, item[2:].replace("-", "_"), True)
+        elif item == "--pod":
+            pod = "".join(rest[:1])
+            del rest[:1]
+        elif item.startswith("--pod="):
+            pod = item[len("--pod=") :]
+        else:
+            words.append(item)
+    return words, pod
+
+
+def whole_word(words: Sequence[str]) -> list[str]:
+    """Words in which a short name stands for what it is short for."""
+    if not words:
+        return ["enter"]
+    return [*ALIASES.get(words[0], words[:1]), *words[1:]]
+
+
+HELP_WORDS = ("help", "--help", "-h")
+
+
+def show_help(words: Sequence[str]) -> int:
+    """Print the help of the word that is named beside `help`, or of all."""
+    topics = [word for word in words if word not in HELP_WORDS]
+    text = overview()
+    if topics:
+        text = make_parser(find_word(whole_word(topics)[0])).format_help()
+    emit(*text.splitlines())
+    return OK
 
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
     if argv[:1] == [COMPLETE_WORD]:
         return cmd_complete(argv[2:])
-    words: list[str] = []
-    pod: str | None = None
-    items = iter(enumerate(argv))
-    for number, item in items:
-        # What follows the first word of run's command is not for us.
-        command = words[:1] == ["run"] and item[:1] != "-" and words[-1] != "--passphrase-fd"
-        if item == "--" or command:
-            words += argv[number:]
-            break
-        if item in ("--yes", "--debug", "--dry-run"):
-            setattr(OPTIONS, item[2:].replace("-", "_"), True)
-        elif item.partition("=")[0] == "--pod":
-            pod = item[6:] if "=" in item else next(items, (0, ""))[1]
-        else:
-            words.append(item)
-    words = ALIASES.get(words[0], words[:1]) + words[1:] if words else ["enter"]
+    words, pod = split_line(argv)
+    words = whole_word(words)
     if words[0] in ("--version", "-v"):
         emit(f"tazpod {__version__}")
         return OK
-    if words[0] in ("help", "--help", "-h"):
-        topics = [word for word in words if word not in ("help", "--help", "-h")]
-        topic = ALIASES.get(topics[0], topics)[0] if topics else ""
-        text = make_parser(find_word(topic)).format_help() if topic else overview()
-        emit(*text.splitlines())
-        return OK
+    if words[0] in HELP_WORDS:
+        return show_help(words)
     word = find_word(words[0])
     if word in INTERNAL and not in_pod():  # one of them, as root, changes the accounts of the machine
         raise UsageError(
@@ -5933,11 +5974,10 @@ def find_word(name: str) -> Word:
         return words[name]
     import difflib
 
-    near = difflib.get_close_matches(name, [*all_words(), *ALIASES, "help"], n=1)
-    raise UsageError(
-        f"there is no word {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
-        "tazpod --help lists them",
-    )
+    message = f"there is no word {name!r}"
+    for near in difflib.get_close_matches(name, [*all_words(), *ALIASES, "help"], n=1):
+        message += f"; did you mean {near}?"
+    raise UsageError(message, "tazpod --help lists them")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -5955,7 +5995,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, end)
     failure: Exception
     try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
+        if argv is None:
+            argv = sys.argv[1:]
+        return dispatch(argv)
     except TazpodError as error:
         complain(error)
         failure, code = error, error.exit_code
@@ -5967,8 +6009,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # whoever read the output has gone
         return FAILED
     except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        complain(TazpodError(f"{where}{error.strerror or error}"))
+        what = str(error.strerror or error)
+        if error.filename is not None:
+            what = f"{error.filename}: {what}"
+        complain(TazpodError(what))
         failure, code = error, FAILED
     except Exception as error:
         complain(TazpodError(f"a fault in tazpod itself: {type(error).__name__}", "--debug shows it"))
