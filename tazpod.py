@@ -41,7 +41,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn
@@ -451,12 +451,19 @@ def all_terminal(stdout: int | None = None) -> bool:
     return on_terminal() and os.isatty(1 if stdout is None else stdout)
 
 
-def confirm(question: str) -> bool:
-    """Ask `[y/N]` on a terminal; elsewhere the answer is no, and --yes says yes."""
-    if OPTIONS.yes:
+def confirm(question: str, *, in_person: bool = False) -> bool:
+    """Ask `[y/N]` on a terminal; elsewhere the answer is no, and --yes says yes.
+
+    With `in_person` neither --yes nor what was typed before the question is an answer.
+    """
+    if OPTIONS.yes and not in_person:
         return True
     if not on_terminal():
         return False
+    if in_person:
+        import termios
+
+        termios.tcflush(0, termios.TCIFLUSH)
     mark = _paint("tazpod:", "1;36")
     print(f"{mark} {plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     # Not sys.stdin, whose buffer would swallow what is typed ahead for the shell.
@@ -1138,47 +1145,19 @@ def project_state(project: Path) -> Path:
     return state_folder() / "by-project" / name[-200:]
 
 
-def remembered_config(text: str, project: Path) -> tuple[Config, list[str]]:
-    """What `parse_config` says, or said of the same text: loading YAML takes longer than all of that.
-
-    Kept with all that it depends on, so it cannot be stale; errors and warnings are never kept.
-    """
-    asked = [str(project), text, *tool_stamp()]
-    path = state_folder() / "configs" / f"{str(project).replace('/', '%')[-200:]}.json"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        kept = json.loads(path.read_bytes())
-        if kept["asked"] == asked:
-            return Config(project, *map(_frozen, kept["said"])), []
-    config, warnings = parse_config(text, project)
-    if not warnings:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(path, json.dumps({"asked": asked, "said": config[1:]}).encode())
-    return config, warnings
-
-
-def _frozen(value: Any) -> Any:
-    """A value as it was before JSON made lists of its tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def config_text(project: Path) -> str:
+def config_text(project: Path, owners: Collection[int] = ()) -> str:
     """What the project's config.yaml says; nothing when there is none."""
     path = project / CONFIG_PATH
     try:
-        return read_shared(path).decode()
+        return read_shared(path, owners).decode()
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError:
         raise UsageError(f"{path}: is not UTF-8 text") from None
 
 
-def load_config(project: Path) -> Config:
-    """Read the project's config.yaml; without one, the defaults."""
-    config, warnings = remembered_config(config_text(project), project)
-    for line in warnings:
-        warn(line)
-    OPTIONS.debug = OPTIONS.debug or config.debug
+def with_host_variables(config: Config) -> Config:
+    """The config with the names of the variables of this side that go along into the container."""
     aws = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
     proxy = re.compile(r"(https?|ftp|all|no)_proxy", re.IGNORECASE)
     variables, proxies = (tuple(sorted(filter(names.fullmatch, os.environ))) for names in (aws, proxy))
@@ -1343,9 +1322,14 @@ def open_shared(path: Path, flags: int = os.O_RDONLY) -> int:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def read_shared(path: Path) -> bytes:
-    """What such a file holds, if it is a small one: it must not fill our memory."""
+def read_shared(path: Path, owners: Collection[int] = ()) -> bytes:
+    """What such a file holds, if it is a small one: it must not fill our memory.
+
+    With `owners`, a file that belongs to anybody else is refused.
+    """
     with os.fdopen(open_shared(path), "rb") as file:
+        if owners:
+            refuse_strangers(path, os.fstat(file.fileno()).st_uid, owners)
         data = file.read(SHARED_LIMIT + 1)
     if len(data) > SHARED_LIMIT:
         raise OSError(errno.EFBIG, "is too large for what it is", str(path))
@@ -1470,6 +1454,335 @@ def remember_project(project: Path) -> None:
         write_whole(path, "".join(f"{known}\n" for known in (*others, project)).encode())
 
 
+# -- what a project may have of this host
+#
+# Whoever writes config.yaml (a clone's author, a program in the container) must not reach the host by
+# it.  So the host acts only on values that its person has approved: the defaults and what `init` wrote
+# are approved from the start, everything else by `tazpod trust` or on being asked.  The approval lies
+# outside the project (see `project_state`), and what is compared is what is used: the file is read once.
+
+# These change nothing but how much of the vault is kept, and when it is saved.
+NEEDS_NO_APPROVAL = (
+    *("vault.size", "vault.keep", "vault.retention", "vault.autolock"),
+    *("sync.interval", "sync.push_on_exit"),
+)
+
+
+class Approval(NamedTuple):
+    """What this host keeps of one project: what its person has approved, and which text that was."""
+
+    settings: Mapping[str, Any] = {}
+    text: str = ""  # the digest of that config.yaml
+    tool: Sequence[int] = ()  # the tool that read it
+    aws_named: bool = False
+    places: Mapping[str, Any] | None = None  # where the words that are not kept stand in that text
+    dockerfile: str = ""  # the digest of its Dockerfile
+    owner: int | None = None  # whom the project belongs to, where root has approved it
+
+
+class Change(NamedTuple):
+    """A setting that differs from what was approved, with both values as text."""
+
+    name: str
+    old: str
+    new: str
+
+
+class Request(NamedTuple):
+    """What a project asks for, all from one reading of its config.yaml."""
+
+    config: Config
+    text: str
+    warnings: Sequence[str]
+    changes: Sequence[Change]  # in which it differs from what was approved
+    kept: bool  # whether the approval is of this very text, as this tool reads it
+
+
+def digest_of(data: bytes) -> str:
+    """What is kept instead of a text or a value, to know it again."""
+    try:  # the same function, without the 3 ms in which hashlib loads OpenSSL before the prompt
+        from _blake2 import blake2b
+    except ImportError:
+        from hashlib import blake2b
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+def _digest_of_value(value: str) -> str:
+    return f"(a value with the digest {digest_of(os.fsencode(value))})"
+
+
+def _without_values(words: Sequence[str]) -> list[str]:
+    """Words for docker-run(1), with a digest for each value of a variable that they set."""
+    hidden, before = [], ""
+    for word in words:
+        found = re.fullmatch(r"((?:-e|--env=)?\w+=)(.+)", word, re.DOTALL)
+        if found and (before in ("-e", "--env") or word.startswith(("-e", "--env="))):
+            hidden.append(found[1] + _digest_of_value(found[2]))
+        else:
+            hidden.append(word)
+        before = word
+    return hidden
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Every setting as an approval keeps it: in the types of JSON, and no value of a variable."""
+    settings: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        value = getattr(config, key.field)
+        settings[name] = list(value) if isinstance(value, tuple) else value
+    settings["docker.args"] = _without_values(config.docker_args)
+    settings["env"] = dict(config.env)
+    for name, text in config.env:
+        if text is not None:
+            settings["env"][name] = _digest_of_value(text)
+    return settings
+
+
+def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]:
+    """In what a config differs from the approved settings.  One that they do not know had its default."""
+    project, changes = config.project, []
+    defaults = settings_of(Config(project, legal_name(project.name)))
+    for name, value in settings_of(config).items():
+        old = approved.get(name, defaults[name])
+        if value == old or name in NEEDS_NO_APPROVAL:
+            continue
+        new = getattr(config, KEYS[name].field)
+        shown = json.dumps(dict(new) if name == "env" else new)
+        if name.startswith("build.") and is_outside(project, new):
+            shown += " (outside the project)"
+        changes.append(Change(name, json.dumps(old), shown))
+    return changes
+
+
+def is_outside(project: Path, path: str) -> bool:
+    """Whether a path, as it is written, is not one below the project."""
+    place = os.path.normpath(project / path)
+    return place != str(project) and not place.startswith(f"{project}/")
+
+
+def _places(value: Any, text: str) -> Any:
+    """Where in a text each word of a value stands; ValueError when one stands there in another form."""
+    if isinstance(value, tuple):
+        return [_places(item, text) for item in value]
+    if value is None:
+        return None
+    start = text.index(value)
+    return {"from": start, "to": start + len(value)}
+
+
+def _taken(place: Any, text: str) -> Any:
+    """The value whose words stand in these places."""
+    if isinstance(place, list):
+        return tuple(_taken(item, text) for item in place)
+    if place is None:
+        return None
+    return text[place["from"] : place["to"]]
+
+
+def approved_config(project: Path, approval: Approval, text: str = "") -> Config:
+    """The config that was approved; with the words that are not kept when its text is given."""
+    values: dict[str, Any] = {}
+    for name in KEYS.keys() & approval.settings.keys():
+        value = approval.settings[name]
+        values[KEYS[name].field] = tuple(value) if isinstance(value, list) else value
+    for field in ("env", "docker_args"):
+        values[field] = ()
+        if text and approval.places:
+            values[field] = _taken(approval.places[field], text)
+    return Config(project, **values, aws_named=approval.aws_named)
+
+
+def approval_file(project: Path) -> Path:
+    """Where the approval of a project is kept."""
+    return project_state(project) / "approved.json"
+
+
+def read_approval(project: Path) -> Approval | None:
+    """What was approved for a project, or None."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        kept = json.loads(approval_file(project).read_bytes())
+        if kept.pop("project") == str(project) and isinstance(kept["settings"], dict):
+            return Approval(**kept)
+    return None
+
+
+def write_approval(project: Path, approval: Approval) -> None:
+    """Keep what was approved for a project."""
+    private_folder(project_state(project))
+    record = {"project": str(project), **approval._asdict()}
+    write_whole(approval_file(project), json.dumps(record).encode())
+    older = state_folder() / "configs"  # version 0.5.0 kept whole configs there, values of `env` too
+    if older.is_dir():
+        for path in older.iterdir():
+            remove_file(path)
+        older.rmdir()
+
+
+def read_request(project: Path, owners: Collection[int] = ()) -> Request:
+    """What the project asks for now.  A text that was read before needs no YAML, whose loading is slow."""
+    text = config_text(project, owners)
+    approval = read_approval(project) or Approval()
+    known = approval.text == digest_of(text.encode()) and tuple(approval.tool) == tool_stamp()
+    if known and approval.places:
+        return Request(approved_config(project, approval, text), text, [], [], known)
+    config, warnings = parse_config(text, project)
+    return Request(config, text, warnings, changes_between(config, approval.settings), known)
+
+
+def keep_request(request: Request, **more: Any) -> None:
+    """Approve all that was asked for, and `more` of the approval."""
+    config, places = request.config, None
+    if not request.warnings:  # those are told each time
+        with contextlib.suppress(ValueError):
+            places = {name: _places(getattr(config, name), request.text) for name in ("env", "docker_args")}
+    approval = (read_approval(config.project) or Approval())._replace(
+        settings=settings_of(config),
+        text=digest_of(request.text.encode()),
+        tool=tool_stamp(),
+        aws_named=config.aws_named,
+        places=places,
+    )
+    write_approval(config.project, approval._replace(**more))
+
+
+def take_request(request: Request, *, host_variables: bool = True) -> Config:
+    """The config of a request, with its warnings told."""
+    for line in request.warnings:
+        warn(line)
+    config = request.config
+    OPTIONS.debug = OPTIONS.debug or config.debug
+    if host_variables:
+        config = with_host_variables(config)
+    return config
+
+
+def load_config(project: Path) -> Config:
+    """Read the project's config.yaml, approved or not; without one, the defaults."""
+    return take_request(read_request(project))
+
+
+def ask_approval(path: Path, changes: Sequence[Change]) -> None:
+    """Show what a file asks for and ask for it; a no, or nobody who could be asked, is an error."""
+    say(f"{path} asks for what you have not approved:")
+    for change in changes:
+        say(f"  {change.name}: {change.old} -> {change.new}")
+    if not confirm("Approve this?", in_person=True):
+        names = ", ".join(change.name for change in changes)
+        raise UsageError(f"{path}: asks for what was not approved: {names}", "tazpod trust")
+
+
+def approved_request(project: Path) -> Request:
+    """What the project asks for, all of it approved: before, or by the person who is asked now."""
+    request = read_request(project, owners_of(project))
+    if request.changes:
+        ask_approval(project / CONFIG_PATH, request.changes)
+        keep_request(request)
+    elif not request.kept:
+        with contextlib.suppress(OSError):  # where nothing can be kept, it is read anew each time
+            keep_request(request)
+    return request
+
+
+def config_to_end(project: Path) -> Config:
+    """What saves, locks and removes goes by: what was approved last, whatever config.yaml says by now.
+
+    Where nothing was, that is a container of an older tazpod: only what names it is believed.
+    """
+    owners, approval = owners_of(project), read_approval(project)
+    try:
+        request = read_request(project, owners)
+        if not request.changes:
+            return take_request(request)
+    except UsageError:
+        if approval is None:
+            raise
+    warn(f"{CONFIG_PATH} is not as it was approved, so it does not count here: tazpod trust --show")
+    if approval is not None:
+        return with_host_variables(approved_config(project, approval))
+    config = request.config
+    return Config(project, config.container_name, user=config.user, ghost_mode=config.ghost_mode)
+
+
+def owners_of(project: Path) -> set[int]:
+    """The users whose files in an envelope count for whoever calls, as git's safe.directory has it.
+
+    For root that is also the user who called sudo, and whoever's project root has approved.
+    """
+    owners = {os.geteuid()}
+    if os.geteuid() == 0:
+        caller, approval = os.environ.get("SUDO_UID", ""), read_approval(project)
+        if caller.isdigit():
+            owners.add(int(caller))
+        if approval and approval.owner is not None:
+            owners.add(approval.owner)
+    path = project / ENVELOPE
+    refuse_strangers(path, path.lstat().st_uid, owners)
+    return owners
+
+
+def refuse_strangers(path: Path, owner: int, owners: Collection[int]) -> None:
+    """Refuse a file of another user: whoever may write it decides what is run here."""
+    if owner in owners:
+        return
+    hint = "tazpod init starts a project of your own in this folder"
+    if os.geteuid() == 0:
+        hint = "if it is to be yours as well: tazpod trust"
+    what = f"{path}: belongs to {user_name(owner)}, and you are {user_name(os.geteuid())}"
+    raise TazpodError(what, hint)
+
+
+def user_name(uid: int) -> str:
+    """A user's name, or the number where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def leads_out(project: Path, path: str) -> bool:
+    """Whether a path goes through a link in the project, which the container can make, and ends outside."""
+    real = os.path.realpath(project)
+    at, linked, parts = "/", False, path.split("/")
+    for _ in range(1000):  # a link may lead to itself
+        if not parts:
+            break
+        folder, at = at, os.path.normpath(os.path.join(at, parts.pop(0)))
+        if os.path.islink(at):
+            linked = linked or f"{folder}/".startswith(f"{real}/")
+            parts = os.readlink(at).split("/") + parts
+            at = "/" if not parts[0] else folder
+    return linked and not f"{at}/".startswith(f"{real}/")
+
+
+def approved_dockerfile(config: Config) -> bytes:
+    """The text of the Dockerfile, approved: by coming from `init`, before, or by who is asked now."""
+    project, path = config.project, config.project / config.dockerfile
+    if leads_out(project, str(project / config.context)):
+        raise UsageError(
+            f"build.context: {config.context}: goes through a link that leads out of the project"
+        )
+    try:
+        text = read_shared(path, owners_of(project))
+    except FileNotFoundError:
+        raise TazpodError(f"{path}: there is no such Dockerfile", "tazpod init writes one") from None
+    approval = read_approval(project) or Approval(settings_of(config))
+    changes = dockerfile_changes(text, approval)
+    if changes:
+        ask_approval(path, changes)
+        write_approval(project, approval._replace(dockerfile=digest_of(text)))
+    return text
+
+
+def dockerfile_changes(text: bytes, approval: Approval) -> list[Change]:
+    """In what the text of the Dockerfile differs from the approved one; `init`'s needs no approval."""
+    digest = digest_of(text)
+    if text == DOCKERFILE.encode() or digest == approval.dockerfile:
+        return []
+    return [Change("the digest of its text", approval.dockerfile or digest_of(DOCKERFILE.encode()), digest)]
+
+
 # ── 5. container ──────────────────────────────────────────────────────────────────────────
 
 
@@ -1518,6 +1831,8 @@ def mount_word(config: Config, mount: str) -> str:
     """One of `mounts` as docker-run(1) takes it; UsageError where it would do harm."""
     source, target, *options = mount.split(":")
     source = host_path(config, source)
+    if "/" in source and leads_out(config.project, source):
+        raise UsageError(f"mounts: {source}: goes through a link that leads out of the project")
     if "/" in source and not os.path.exists(source):  # Docker would make a folder of root's
         raise UsageError(f"mounts: {source}: there is no such file or folder", "make it first")
     for place in (WORKSPACE, config.secrets, f"{config.home}/{TRANSIT}", f"{config.home}/.aws", POD_TOOL):
@@ -1626,9 +1941,9 @@ def guard_argv(config: Config) -> list[str]:
 
 
 def build_argv(config: Config) -> list[str]:
-    """docker-build(1), to be run in the project folder."""
+    """docker-build(1), to be run in the project folder; the Dockerfile is its standard input."""
     proxies = _named("--build-arg", config.proxies)
-    return ["docker", "build", "-t", config.image, "-f", config.dockerfile, *proxies, config.context]
+    return ["docker", "build", "-t", config.image, "-f", "-", *proxies, config.context]
 
 
 class Container(NamedTuple):
@@ -1782,10 +2097,14 @@ def pull_image(config: Config) -> None:
 
 def build_image(config: Config) -> None:
     """`docker build` of the project's Dockerfile, with Docker's own progress."""
-    path = config.project / config.dockerfile
-    if not path.is_file():
-        raise TazpodError(f"{path}: there is no such Dockerfile", "tazpod init writes one")
-    if run_foreground(build_argv(config), cwd=config.project) != 0:
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:  # what was approved, whatever becomes of the file meanwhile
+        file.write(approved_dockerfile(config))
+        file.seek(0)
+        code = run_foreground(build_argv(config), stdin=file.fileno(), cwd=config.project)
+    if code != 0:
+        path = config.project / config.dockerfile
         raise TazpodError(f"the image {config.image} could not be built from {path}")
 
 
@@ -4271,9 +4590,36 @@ def project_folder() -> Path:
     return project
 
 
-def the_project() -> Config:
-    """The config of the project around this folder."""
-    return load_config(project_folder())
+ACTS, ENDS, LOOKS = "acts", "ends", "looks"
+
+
+def the_project(what: str = ACTS) -> Config:
+    """The config of the project around this folder: the one gate between config.yaml and this host.
+
+    A word that acts gets past it only when all that config.yaml asks for is approved; one that ends
+    things (save, lock, down) goes by what was approved last; one that only looks, or only shows what
+    it would do, takes the file as it is, and nothing of the host's goes along.
+    """
+    project = project_folder()
+    if in_pod():
+        return pod_config(project)
+    if what == ENDS:
+        return config_to_end(project)
+    if what == ACTS and not OPTIONS.dry_run:
+        return take_request(approved_request(project))
+    request = read_request(project)
+    if request.changes and what == ACTS:
+        say(f"{CONFIG_PATH} asks for what was not approved, so this comes first: tazpod trust")
+    return take_request(request, host_variables=not request.changes)
+
+
+def pod_config(project: Path) -> Config:
+    """The config in the pod, where nothing has to be approved; remembered, since reading YAML is slow."""
+    request = read_request(project)
+    if not request.kept and not OPTIONS.dry_run:
+        with contextlib.suppress(OSError):
+            keep_request(request)
+    return take_request(request)
 
 
 def init_project(project: Path, image: str = "", name: str = "") -> None:
@@ -4285,7 +4631,8 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
         private_folder(project / ENVELOPE)
         private_folder(project / ENVELOPE / "vault")
         remember_project(project)
-    text = CONFIG_TEMPLATE.format(image=image or DEFAULT_IMAGE, name=name or free_name(project))
+    image, name, written = image or DEFAULT_IMAGE, name or free_name(project), []
+    text = CONFIG_TEMPLATE.format(image=image, name=name)
     for path, content in (
         (project / CONFIG_PATH, text),
         (project / DOCKERFILE_PATH, DOCKERFILE),
@@ -4298,6 +4645,12 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
         else:
             write_whole(path, content.encode())
             say(f"wrote {path.relative_to(project)}")
+            written.append(content)
+    if text in written:  # so nobody is asked about it, nor about the Dockerfile when another version wrote it
+        config = Config(project, name, image)
+        dockerfile = digest_of(DOCKERFILE.encode()) if DOCKERFILE in written else ""
+        owner = os.lstat(project / ENVELOPE).st_uid
+        write_approval(project, Approval(settings_of(config), dockerfile=dockerfile, owner=owner))
 
 
 def cmd_init(args: argparse.Namespace) -> int:
@@ -4408,7 +4761,7 @@ def take_down(config: Config, discard: bool) -> bool:
 
 def cmd_down(args: argparse.Namespace) -> int:
     """save and lock, then stop and remove the container"""
-    config = the_project()
+    config = the_project(ENDS)
     if take_down(config, args.discard):
         say(f"the container {config.container_name} is removed; workspace and sealed vault stay")
     else:
@@ -4426,7 +4779,7 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
     """A word of the vault: runs in the pod; typed on the host, it is forwarded there."""
 
     def command(args: argparse.Namespace) -> int:
-        config = the_project()
+        config = the_project(ENDS if args.word in ("lock", "save") else ACTS)
         if not config.ghost_mode:
             raise UsageError("features.ghost_mode is false: this project has no vault")
         if in_pod():
@@ -4787,7 +5140,7 @@ def cmd_history(args: argparse.Namespace) -> int:
     """list the earlier sealed versions"""
     if args.remote:
         return remote_history(args)
-    config = the_project()
+    config = the_project(LOOKS)
     vault = pod_vault(config) if in_pod() else host_vault(config)
     paths = versions(vault) + ([vault.sealed] if has_sealed(vault) else [])
     for path in paths:
@@ -4805,7 +5158,7 @@ def cmd_history(args: argparse.Namespace) -> int:
 
 def cmd_config(args: argparse.Namespace) -> int:
     """print every setting, and where its value comes from"""
-    config = the_project()
+    config = the_project(LOOKS)
     lines = setting_lines(config_text(config.project))
     for name, key in KEYS.items():
         value = getattr(config, key.field)
@@ -4815,6 +5168,29 @@ def cmd_config(args: argparse.Namespace) -> int:
         emit(f"{name:<20}  {origin:<24}  {'; '.join(shown.splitlines())}".rstrip())
     for name in (*config.aws_variables, *config.proxies):
         emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
+    return OK
+
+
+def cmd_trust(args: argparse.Namespace) -> int:
+    """show what config.yaml asks for besides what you approved, and approve it"""
+    project = project_folder()
+    may_approve = not args.show and not OPTIONS.dry_run
+    owner = os.lstat(project / ENVELOPE).st_uid
+    if may_approve and os.geteuid() != 0:
+        owners_of(project)
+    request = read_request(project, {owner, os.geteuid()})
+    changes, dockerfile = list(request.changes), b""
+    with contextlib.suppress(FileNotFoundError):
+        dockerfile = read_shared(project / request.config.dockerfile, {owner, os.geteuid()})
+        found = dockerfile_changes(dockerfile, read_approval(project) or Approval())
+        changes += [change._replace(name=request.config.dockerfile) for change in found]
+    for change in changes:
+        emit(f"{change.name}: {change.old} -> {change.new}")
+    if may_approve:
+        keep_request(request, dockerfile=digest_of(dockerfile), owner=owner)
+        say("approved: tazpod goes by it from now on")
+    elif not changes:
+        say("nothing differs from what was approved")
     return OK
 
 
@@ -4856,6 +5232,7 @@ class Facts(NamedTuple):
     container_image: str = ""
     container_image_id: str = ""
     container_drift: Sequence[str] = ()
+    config_unapproved: Sequence[str] = ()
     vault_used: bool = True
     vault_open: bool | None = False
     vault_open_since: int | None = None
@@ -5057,6 +5434,7 @@ def host_facts(config: Config) -> dict[str, Any]:
     known["container_image"] = container.image if container else config.image
     image_id = container.image_id if container else image
     known["container_image_id"] = image_id.rpartition(":")[2][:12]
+    known["config_unapproved"] = [change.name for change in read_request(config.project).changes]
     return {**known, "container_drift": drift(config, container, image) if container else []}
 
 
@@ -5067,7 +5445,9 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
     unknown = f.remote_state == "unknown" and f.remote_failed
     first, older = "tazpod lock, then " if f.vault_open else "", "; ".join(f.container_drift)
+    unapproved = f"config.yaml asks for what was not approved: {', '.join(f.config_unapproved)}"
     table = (
+        (f.config_unapproved, unapproved, "tazpod trust"),
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
         (f.vault_lost_since, "the container stopped while the vault was open", "tazpod"),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
@@ -5142,7 +5522,7 @@ def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any
 
 def cmd_status(args: argparse.Namespace) -> int:
     """show container, vault, storage, login and daemon; 0 only if all is well"""
-    config, now = the_project(), time.time()
+    config, now = the_project(LOOKS), time.time()
     if in_pod():
         facts = Facts(**told_facts(pod_facts(config)))
     else:
@@ -5327,9 +5707,15 @@ def cmd_doctor(args: argparse.Namespace) -> int:
     project = project_folder()
     config, path, found = Config(project, legal_name(project.name)), project / CONFIG_PATH, []
     try:
-        config, warnings = parse_config(config_text(project), project)
-        found += [Check("advice", "config", line, "edit it") for line in warnings]
+        request = read_request(project)
+        config = request.config
+        found += [Check("advice", "config", line, "edit it") for line in request.warnings]
         found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
+        if not in_pod():
+            names = ", ".join(change.name for change in request.changes)
+            what = f"it asks for what was not approved: {names}" if names else "all of it is approved"
+            found.append(check("config", not names, what, "tazpod trust"))
+            owners_of(project)
     except (TazpodError, OSError) as error:
         found.append(Check("failure", "config", str(error), getattr(error, "hint", "") or f"edit {path}"))
     inside: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (("pod", check_pod),)
@@ -5661,6 +6047,7 @@ KEEP_MINE = option("--keep-mine", action="store_true", help="put theirs into the
 TAKE_THEIRS = option("--force", action="store_true", help="take theirs, and put mine into the history")
 OVERWRITE = option("--force", action="store_true", help="replace theirs, which goes to the history there")
 REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
+SHOW = option("--show", action="store_true", help="only show it")
 JSON = option("--json", action="store_true", help="print JSON, for programs")
 COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
@@ -5683,6 +6070,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("down", cmd_down, (DISCARD,), host_only=True),
         Word("build", cmd_build, host_only=True),
         Word("config", cmd_config),
+        Word("trust", cmd_trust, (SHOW,), host_only=True),
         Word("list", cmd_list, (JSON,), host_only=True),
         Word("doctor", cmd_doctor, (JSON,)),
         Word("completion", cmd_completion, (option("shell", choices=[*COMPLETIONS], help="the shell"),)),
@@ -5719,7 +6107,7 @@ opens a shell; when the shell ends it saves what changed and locks the vault.
 HELP_TAIL = """\
 Options
   --pod NAME        of the project of that pod, not of this folder
-  --yes             answer yes to every question
+  --yes             answer yes to every question; it does not approve a config.yaml
   --debug           print every command that is run; show tracebacks
   --dry-run         print the commands that would change something, in order; run none of them
   --help, -h        also after a word: tazpod unlock --help

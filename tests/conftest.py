@@ -127,6 +127,13 @@ def terminal() -> Iterator[Terminal]:
         yield Terminal(leader)
 
 
+def approve(project: Path, text: str | None = None) -> None:
+    """Approve what the config.yaml of a project asks for, after writing it."""
+    if text is not None:
+        (project / tazpod.CONFIG_PATH).write_text(text)
+    tazpod.keep_request(tazpod.read_request(project))
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Path:
     """A project fresh from `init`, as the current folder, with a home of its own beside it."""

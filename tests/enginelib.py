@@ -180,6 +180,7 @@ class Place:
         config = yaml.safe_load(path.read_text())
         (config.setdefault(section, {}) if section else config)[leaf] = yaml.safe_load(value)
         path.write_text(yaml.safe_dump(config))
+        self.ok("trust")
 
     def run(
         self,

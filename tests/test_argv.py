@@ -13,7 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, replace, terminal
+from conftest import ROOT, approve, replace, terminal
 
 import tazpod
 from tazpod import Config
@@ -85,7 +85,7 @@ BUILT = {
     "docker build behind a proxy": (
         tazpod.build_argv(replace(CONFIG, proxies=("HTTPS_PROXY", "no_proxy"))),
         [
-            *("docker", "build", "-t", IMAGE, "-f", ".tazpod/Dockerfile.ai"),
+            *("docker", "build", "-t", IMAGE, "-f", "-"),
             *("--build-arg", "HTTPS_PROXY", "--build-arg", "no_proxy", "."),
         ],
     ),
@@ -145,7 +145,7 @@ BUILT = {
     ),
     "docker build": (
         tazpod.build_argv(replace(CONFIG, dockerfile="a b/D", context="..")),
-        ["docker", "build", "-t", IMAGE, "-f", "a b/D", ".."],
+        ["docker", "build", "-t", IMAGE, "-f", "-", ".."],
     ),
 }
 
@@ -215,7 +215,7 @@ def test_a_word_for_the_pod_is_one_word_there(word):
 NAME = "project-lab"
 INSPECT = ("docker", "inspect", NAME, IMAGE)
 PULL = ("docker", "pull", IMAGE)
-BUILD = ("docker", "build", "-t", IMAGE, "-f", ".tazpod/Dockerfile.ai", ".")
+BUILD = ("docker", "build", "-t", IMAGE, "-f", "-", ".")
 START = ("docker", "start", NAME)
 UNPAUSE = ("docker", "unpause", NAME)
 COPY = ("docker", "cp", "-", f"{NAME}:/")
@@ -407,7 +407,7 @@ def test_a_container_that_names_our_folder_by_a_link_is_ours(script, project, in
 
 @pytest.mark.parametrize("ours, theirs", [("x-lab", "ax-lab"), ("x-lab", "x-lab-2"), ("ax-lab", "x-lab")])
 def test_a_name_inside_another_name_is_told_apart(ours, theirs, script, fp, project):
-    (project / tazpod.CONFIG_PATH).write_text(f"container_name: {ours}\n")
+    approve(project, f"container_name: {ours}\n")
     made = set()
 
     def inspect(name):
@@ -735,7 +735,7 @@ def test_down_of_a_stopped_container_asks_nothing_inside_it(status, script, proj
 
 
 def test_down_without_a_vault_asks_nothing_inside(script, project):
-    (project / tazpod.CONFIG_PATH).write_text("features: {ghost_mode: false}\n")
+    approve(project, "features: {ghost_mode: false}\n")
     script.call(INSPECT, **answer("running", project))
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
@@ -819,7 +819,7 @@ def test_a_failed_unlock_still_opens_the_shell(script, project, installed):
 
 
 def test_without_ghost_mode_there_are_no_vault_steps(script, project, installed):
-    (project / tazpod.CONFIG_PATH).write_text("features: {ghost_mode: false}\n")
+    approve(project, "features: {ghost_mode: false}\n")
     installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
     script.call(INSPECT, **answer("running", project))
     script.call(SHELL, code=5)
@@ -906,7 +906,7 @@ def test_run_beside_another_session_takes_only_its_own_lease_away(script, projec
 @pytest.mark.parametrize("ghost", [True, False])
 def test_run_leaves_for_the_session_that_ended_before_it(ghost, script, project, installed):
     if not ghost:
-        (project / tazpod.CONFIG_PATH).write_text("features: {ghost_mode: false}\n")
+        approve(project, "features: {ghost_mode: false}\n")
         installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
     other = tazpod.open_session(tazpod.load_config(project))
     if ghost:
@@ -1024,13 +1024,13 @@ def test_a_paused_container_may_hold_an_open_vault(word, script, project, instal
 
 @pytest.mark.parametrize("word", ["unlock", "lock", "save", "passwd", "verify"])
 def test_without_ghost_mode_a_word_of_the_vault_is_wrong_usage(word, script, project, capfd):
-    (project / tazpod.CONFIG_PATH).write_text("features: {ghost_mode: false}\n")
+    approve(project, "features: {ghost_mode: false}\n")
     assert script.play(word) == 2
     assert errors(capfd) == "features.ghost_mode is false: this project has no vault"
 
 
 def test_another_user_is_passed_to_every_exec(script, project):
-    (project / tazpod.CONFIG_PATH).write_text("user: dev\n")
+    approve(project, "user: dev\n")
     script.call(INSPECT, **answer("running", project))
     script.call(COPY)
     script.call((*SETUP[:-7], "dev", *SETUP[-6:]))

