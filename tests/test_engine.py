@@ -405,6 +405,7 @@ def test_an_image_that_cannot_be_pulled_is_offered_to_be_built(place: Place) -> 
     assert f"the image {image} could not be pulled" in off_terminal.stderr
     assert "hint: build it here from its Dockerfile: tazpod build" in off_terminal.stderr
     (place.folder / tazpod.DOCKERFILE_PATH).write_text(f"FROM {IMAGE}\nENV MADE_HERE=yes\n")
+    place.ok("trust")
     place.images.append(image)
     declined = place.terminal("up")
     declined.answers((r"could not be pulled\. Build it from .*\? \[y/N\] ", "n"))
@@ -429,9 +430,11 @@ def test_build_makes_the_image_of_the_config(place: Place) -> None:
     (place.folder / "images").mkdir()
     (place.folder / "images/own").write_text("from the context")
     (place.folder / "images/Small file").write_text(f"FROM {IMAGE}\nCOPY own /own\n")
+    place.ok("trust")
     place.ok("build")
     assert place.run(data="cat /own").stdout == "from the context"
     (place.folder / "images/Small file").write_text("FROM scratch\nRUN no\n")
+    place.ok("trust")
     failed = place.run("build")
     assert failed.returncode == 1
     assert f"the image {image} could not be built" in failed.stderr
