@@ -1165,8 +1165,16 @@ def with_host_variables(config: Config) -> Config:
 
 
 def in_pod() -> bool:
-    """Whether this runs inside the container: HOST_CWD is set and /workspace is a mount."""
-    return bool(os.environ.get("HOST_CWD")) and os.path.ismount(WORKSPACE)
+    """Whether this runs inside the container: HOST_CWD is set and /workspace is a mount.
+
+    Asked of the mount table (proc_pid_mountinfo(5)): a folder that is mounted within one file system,
+    as with the storage driver vfs, shows by nothing else that it is a mount.
+    """
+    if not os.environ.get("HOST_CWD"):
+        return False
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
+        return any(line.split()[4:5] == [WORKSPACE.encode()] for line in table)
+    return False
 
 
 def home_folder() -> Path:

@@ -318,6 +318,24 @@ def test_a_machine_without_the_mount_is_a_host(host_cwd, monkeypatch):
     assert not tazpod.in_pod()
 
 
+def test_a_mount_within_one_file_system_is_the_workspace_too(tmp_path):
+    """As with the storage driver vfs, where the folder has the device number of what is around it."""
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    code = f"import tazpod; tazpod.WORKSPACE = {str(workspace)!r}; print(tazpod.in_pod())"
+    script = 'mount --bind . "$0" && exec "$@"'
+    bound = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(workspace)]
+
+    def told(*words, **env):
+        argv = [*words, sys.executable, "-c", code]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env})
+        return done.stdout.strip() or done.stderr
+
+    assert told(HOST_CWD="/x") == "False"
+    assert told(*bound, HOST_CWD="/x") == "True"
+    assert told(*bound, HOST_CWD="") == "False"
+
+
 FORWARDED = [
     ("unlock", [], ["unlock"]),
     ("unlock", ["--passphrase-fd", "5"], ["unlock"]),
