@@ -4592,7 +4592,9 @@ def here() -> Path:
 
 def project_folder() -> Path:
     """The project around this folder."""
-    project = Path(WORKSPACE) if in_pod() else find_project(here())
+    if in_pod():
+        return Path(WORKSPACE)
+    project = find_project(here())
     if project is None:
         raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
     return project
@@ -4678,7 +4680,9 @@ def cmd_enter(args: argparse.Namespace) -> int:
 
 def command_of(args: argparse.Namespace) -> list[str]:
     """What `run` is to run."""
-    words: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
+    words: list[str] = args.command
+    if words[:1] == ["--"]:
+        words = words[1:]
     if not words:
         raise UsageError("there is no command to run", "tazpod run -- ls -la")
     return words
@@ -4710,24 +4714,36 @@ def vault_shown(name: str, pod: Container) -> str:
         return "-"
 
 
+def pod_row(name: str, pod: Container) -> dict[str, Any]:
+    """What `list` tells of one pod."""
+    project = str(pod.project)
+    return {
+        "name": name,
+        "state": pod.status,
+        "vault": vault_shown(name, pod),
+        "project": project,
+        "gone": not os.path.isdir(project),
+    }
+
+
 def cmd_list(args: argparse.Namespace) -> int:
     """list the pods on this engine"""
-    rows = [
-        {"name": name, "state": pod.status, "vault": vault_shown(name, pod), "project": str(pod.project)}
-        for name, pod in sorted(find_pods().items())
-    ]
+    rows = [pod_row(name, pod) for name, pod in sorted(find_pods().items())]
     if args.json:
-        emit_json([{**row, "gone": not os.path.isdir(row["project"])} for row in rows])
+        emit_json(rows)
         return OK
-    lines = [("NAME", "STATE", "VAULT", "PROJECT")] if rows else []
+    if not rows:
+        say("there is no pod on this engine")
+        return OK
+    lines = [("NAME", "STATE", "VAULT", "PROJECT")]
     for row in rows:
-        gone = "" if os.path.isdir(row["project"]) else "  (this folder is gone)"
-        lines.append((row["name"], row["state"], row["vault"], row["project"] + gone))
+        project = row["project"]
+        if row["gone"]:
+            project += "  (this folder is gone)"
+        lines.append((row["name"], row["state"], row["vault"], project))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for cells in lines:
         emit("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
-    if not rows:
-        say("there is no pod on this engine")
     return OK
 
 
@@ -4825,17 +4841,21 @@ def amount(tree: Tree) -> str:
 
 def bytes_text(count: int) -> str:
     """A number of bytes for people."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
+    if count < 1024:
+        return f"{count} bytes"
+    size = count / 1024
+    for unit in ("KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
         size /= 1024
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+    return f"{size:.1f} GiB"
 
 
 def plural(count: int, noun: str) -> str:
     """So many of something."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
 
 
 @forwarded
@@ -5149,17 +5169,20 @@ def cmd_history(args: argparse.Namespace) -> int:
     if args.remote:
         return remote_history(args)
     config = the_project(LOOKS)
-    vault = pod_vault(config) if in_pod() else host_vault(config)
-    paths = versions(vault) + ([vault.sealed] if has_sealed(vault) else [])
-    for path in paths:
+    vault = host_vault(config)
+    if in_pod():
+        vault = pod_vault(config)
+    rows = [(path.name[: -len(".tar.aes")], path) for path in versions(vault)]
+    if has_sealed(vault):
+        rows.append(("(present)", vault.sealed))
+    for name, path in rows:
         try:
             kind = format_name(sealed_head(path))
         except VaultError:
             kind = "no sealed vault"
         info = path.lstat()
-        name = "(present)" if path == vault.sealed else path.name[: -len(".tar.aes")]
         emit(f"{name:<26}  {utc(info.st_mtime)}  {info.st_size:>10} bytes  {kind}")
-    if not paths:
+    if not rows:
         say("there is no sealed vault yet")
     return OK
 
@@ -5170,9 +5193,14 @@ def cmd_config(args: argparse.Namespace) -> int:
     lines = setting_lines(config_text(config.project))
     for name, key in KEYS.items():
         value = getattr(config, key.field)
-        value = dict(value) if key.kind is dict else value
-        shown = value if isinstance(value, str) else json.dumps(value)
-        origin = f"{CONFIG_PATH}:{lines[name]}" if name in lines else "default"
+        if key.kind is dict:
+            value = dict(value)
+        shown = value
+        if not isinstance(value, str):
+            shown = json.dumps(value)
+        origin = "default"
+        if name in lines:
+            origin = f"{CONFIG_PATH}:{lines[name]}"
         emit(f"{name:<20}  {origin:<24}  {'; '.join(shown.splitlines())}".rstrip())
     for name in (*config.aws_variables, *config.proxies):
         emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
@@ -5202,29 +5230,49 @@ def cmd_trust(args: argparse.Namespace) -> int:
     return OK
 
 
+def terminal_variables(folder: Path) -> dict[str, str | None]:
+    """What the newest session's host side says of its terminal, as far as this container knows it.
+
+    That is the session of the shell that asks, or the one that came after it to a shell in tmux.
+    Nothing when there is no session.
+    """
+    living = {name: path for name, path in sessions(folder).items() if is_alive(path)}
+    if not living:
+        return {}
+    newest = max(living.values(), key=lambda path: path.stat().st_mtime_ns)
+    lease = living.get(os.environ.get("TAZPOD_SESSION", ""), newest)
+    script = f'unset COLORTERM; . {POD_TOOL}/bashrc; __tazpod_take "$0"; env -0'
+    said = capture(["bash", "-c", script, str(lease)]).out.decode(errors="replace")
+    found = dict(item.partition("=")[::2] for item in said.split("\0"))
+    known: dict[str, str | None] = {"COLORTERM": None}
+    for name in ("TERM", "COLORTERM", "LANG"):
+        if name in found:
+            known[name] = found[name]
+    return known
+
+
 def cmd_env(args: argparse.Namespace) -> int:
     """print what may have changed since a shell in the container was opened"""
     if not in_pod():
         raise UsageError("env is for the shell in the container", "tazpod enter opens one")
-    config, folder = the_project(), Path(WORKSPACE, ENVELOPE, "run")
-    lines: dict[str, str | None] = {}
-    living = {name: path for name, path in sessions(folder).items() if is_alive(path)}
-    if living:  # its own session, or the one that came after it to a shell in tmux
-        newest = max(living.values(), key=lambda path: path.stat().st_mtime_ns)
-        lease = living.get(os.environ.get("TAZPOD_SESSION", ""), newest)
-        script = f'unset COLORTERM; . {POD_TOOL}/bashrc; __tazpod_take "$0"; env -0'
-        said = capture(["bash", "-c", script, str(lease)]).out.decode(errors="replace")
-        found = dict(item.partition("=")[::2] for item in said.split("\0"))
-        lines = {"COLORTERM": None, **{name: found[name] for name in SESSION_VARIABLES[:3] if name in found}}
+    config = the_project()
+    variables = terminal_variables(Path(WORKSPACE, ENVELOPE, "run"))
     if os.environ.get("TMUX") or os.environ.get("STY"):
-        lines.pop("TERM", None)  # there it is the multiplexer's
-    if config.ssh_agent or os.environ.get("SSH_AUTH_SOCK") == POD_AGENT:
-        lines["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else None
-    lines |= {"HOST_CWD": os.environ["HOST_CWD"], "AWS_CONFIG_FILE": POD_AWS_CONFIG}
+        variables.pop("TERM", None)  # there it is the multiplexer's
+    if config.ssh_agent:
+        variables["SSH_AUTH_SOCK"] = POD_AGENT
+    elif os.environ.get("SSH_AUTH_SOCK") == POD_AGENT:
+        variables["SSH_AUTH_SOCK"] = None
+    variables |= {"HOST_CWD": os.environ["HOST_CWD"], "AWS_CONFIG_FILE": POD_AWS_CONFIG}
     if config.ghost_mode:
-        lines["TAZPOD_VAULT"] = "open" if is_open(pod_vault(config)) else "locked"
-    for name, value in lines.items():
-        emit(f"unset {name}" if value is None else f"export {name}={quoted(value)}")
+        variables["TAZPOD_VAULT"] = "locked"
+        if is_open(pod_vault(config)):
+            variables["TAZPOD_VAULT"] = "open"
+    for name, value in variables.items():
+        if value is None:
+            emit(f"unset {name}")
+        else:
+            emit(f"export {name}={quoted(value)}")
     return OK
 
 
