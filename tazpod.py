@@ -608,27 +608,35 @@ def not_installed(name: str) -> MissingProgram:
 
 
 def spawn(argv: Sequence[str], **options: Any) -> Any:
-    """Start a program through plumbum; a Popen.
+    """Start a program; a Popen.  The command that --debug shows is the object that is run.
 
-    The one exception: loading plumbum takes longer than all else on the way to the prompt, and more
-    memory than the rest of the guard.  In a hurry, and as long as nobody loaded it, the Popen is
-    the one that plumbum would make.
+    The one exception is a hurry: loading plumbum takes longer than all else on the way to the prompt,
+    longer than a short word takes in the pod, and more memory than the rest of the guard.  So there, as
+    long as nobody has loaded it, the Popen is made here as plumbum would make it.
     """
-    if OPTIONS.debug:
-        debug(quoted(*argv))
     try:
-        if not OPTIONS.hurry or "plumbum" in sys.modules:
-            return tool(argv[0]).popen(list(argv[1:]), **options)
-        import subprocess
-
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        options["env"] = {**os.environ, **(options.get("env") or {})}
-        return subprocess.Popen(list(argv), **{**pipes, **options})
+        if OPTIONS.hurry and "plumbum" not in sys.modules:
+            return _spawn_at_once(argv, options)
+        command = tool(argv[0])[argv[1:]]
+        if OPTIONS.debug:
+            _, *words = command.formulate()  # the first is where the program was found
+            debug(quoted(argv[0], *words))
+        return command.popen(**options)
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and error.filename == argv[0]:
             raise not_installed(argv[0]) from None
         text = error.strerror if isinstance(error, OSError) else str(error)
         raise TazpodError(f"{argv[0]} could not be started: {text}") from None
+
+
+def _spawn_at_once(argv: Sequence[str], options: Mapping[str, Any]) -> Any:
+    import subprocess
+
+    if OPTIONS.debug:
+        debug(quoted(*argv))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {**os.environ, **(options.get("env") or {})}
+    return subprocess.Popen(list(argv), **{**pipes, **options, "env": environment})
 
 
 def _reap(processes: Iterable[Any]) -> None:
@@ -4192,8 +4200,6 @@ def docker_settings() -> dict[str, str]:
 
 def open_shell(config: Config, session: Session) -> int:
     """The shell, tied to this session; its exit status."""
-    import subprocess
-
     with contextlib.ExitStack() as starting:
         path = config.run_folder / "enter.lock"
         starting.enter_context(locked_file(path, "opening a shell"))
@@ -4202,11 +4208,6 @@ def open_shell(config: Config, session: Session) -> int:
         def claimed(process: Any) -> None:
             session.wait_claimed(process)
             starting.close()
-            try:
-                process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(MissingProgram):
-                    tool("docker")  # loads plumbum, now that nobody waits
 
         terminal = all_terminal()
         env = docker_settings() if terminal else None
@@ -4266,7 +4267,6 @@ def tell_sync(config: Config, vault: Vault) -> None:
 
 def enter(config: Config) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
-    OPTIONS.hurry = True
     steps = plan_entry(observe(config, ensure_up(config, tell=True)))
     if config.ghost_mode:
         tell_sync(config, host_vault(config))
@@ -4312,7 +4312,6 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
     by `unlock` alone stays open.
     """
-    OPTIONS.hurry = True
     container = ensure_up(config, tell=True)
     shared = config.ghost_mode and live_sessions(config.run_folder) > 0
     session = open_session(config)
@@ -6053,7 +6052,6 @@ SHOWN: dict[str, Callable[..., Iterator[str]]] = {
 
 def cmd_guard(args: argparse.Namespace) -> int:
     """watch the sessions (started by up and unlock)"""
-    OPTIONS.hurry = True
     config = the_project()
     guard(config, pod_vault(config))
     return OK
@@ -6303,7 +6301,6 @@ def _complete_options(
 
 def cmd_complete(words: Sequence[str]) -> int:
     """Answer a shell that completes: one word a line, silent whatever happens."""
-    OPTIONS.hurry = True
 
     def past(pod: str) -> Iterator[str]:
         if pod:
@@ -6383,6 +6380,7 @@ def show_help(words: Sequence[str]) -> int:
 def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
     if argv[:1] == [COMPLETE_WORD]:
+        OPTIONS.hurry = True
         return cmd_complete(argv[2:])
     words, pod = split_line(argv)
     words = whole_word(words)
@@ -6396,6 +6394,7 @@ def dispatch(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{word.name} is for the inside of a container", "tazpod --help lists what is for you"
         )
+    OPTIONS.hurry = word.name in ("enter", "run") or in_pod()
     args = parse_words(word, words[1:])
     args.word, args.forward = word.name, forward_words(word, args)
     if word.host_only and in_pod():

@@ -283,6 +283,20 @@ def test_debug_prints_argv_as_it_could_be_typed(capfd):
     assert capfd.readouterr().err == "+ true 'two words' 'a'\"'\"'b'\n"
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_what_debug_shows_is_what_runs(loaded, capfd, monkeypatch):
+    """Through plumbum, and in a hurry without it: the line, given to a shell, runs the same once more."""
+    tazpod.OPTIONS.debug, tazpod.OPTIONS.hurry = True, not loaded
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "plumbum")
+    words = ["", "a b", "it's", "$(x)", "*", "-n", "a\nb", "\udcff", "%s", "\x1b[31m", "☃"]
+    first = capture(["printf", r"%s\0", *words])
+    line = capfd.readouterr().err
+    assert line.startswith("+ printf ") and line[:-1].isprintable()
+    again = subprocess.run(["bash", "-c", line[2:]], capture_output=True)
+    assert first.out == again.stdout == b"".join(os.fsencode(word) + b"\0" for word in words)
+
+
 # -- secrets by descriptor
 
 

@@ -184,7 +184,7 @@ def test_no_shell_interprets_a_string_on_the_host():
     assert [c.lineno for c in calls for k in c.keywords if k.arg == "shell"] == []
     forbidden = re.compile(r"os\.(system|popen|spawn.*)|subprocess\..*|eval|exec|compile|__import__")
     found = [ast.unparse(c) for c in calls if forbidden.fullmatch(ast.unparse(c.func))]
-    assert found == ["subprocess.Popen(list(argv), **{**pipes, **options})"]  # of `spawn`
+    assert found == ["subprocess.Popen(list(argv), **{**pipes, **options, 'env': environment})"]  # of `spawn`
 
 
 def test_no_error_is_swallowed_bare_and_only_main_exits():
