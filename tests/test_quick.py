@@ -65,24 +65,8 @@ def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return project
 
 
-def test_nothing_dear_is_loaded_on_the_way_to_the_prompt(running: Path) -> None:
+def test_nothing_dear_is_loaded_on_the_way_to_the_prompt_and_out_of_it(running: Path) -> None:
     assert started() == [["inspect"], ["exec"], ["exec"], ["exec"]]
-
-
-STAYS = """
-for lease in .tazpod/run/*.session; do touch "${lease%.session}.shell"; done
-for i in $(seq 600); do [ -e plumbum ] && exit; sleep 0.1; done
-"""
-
-
-def test_while_the_shell_is_up_plumbum_is_loaded_and_runs_what_comes_then(
-    running: Path, stub_path: Path
-) -> None:
-    stub = (stub_path / "docker").read_text().removeprefix("#!/bin/sh\n")
-    write_stub(stub_path, "docker", f"{stub}\ncase $* in *bash) {STAYS} esac")
-    *before, leave = started()
-    assert before == [["inspect"], ["exec"], ["exec"]]
-    assert leave[0] == "exec" and "plumbum" in leave
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["help"]])
