@@ -1477,11 +1477,8 @@ def remember_project(project: Path) -> None:
 # are approved from the start, everything else by `tazpod trust` or on being asked.  The approval lies
 # outside the project (see `project_state`), and what is compared is what is used: the file is read once.
 
-# These change nothing but how much of the vault is kept, and when it is saved.
-NEEDS_NO_APPROVAL = (
-    *("vault.size", "vault.keep", "vault.retention", "vault.autolock"),
-    *("sync.interval", "sync.push_on_exit"),
-)
+# These change nothing but how much an open vault may hold, and when it is saved.
+NEEDS_NO_APPROVAL = ("vault.size", "vault.autolock", "sync.interval", "sync.push_on_exit")
 
 
 class Approval(NamedTuple):
@@ -1772,13 +1769,16 @@ def leads_out(project: Path, path: str) -> bool:
     return linked and not f"{at}/".startswith(f"{real}/")
 
 
+def refuse_to_be_led_out(project: Path, path: str, what: str) -> None:
+    """UsageError for a path that `leads_out`; `what` names the setting."""
+    if leads_out(project, path):
+        raise UsageError(f"{what}: goes through a link that leads out of the project")
+
+
 def approved_dockerfile(config: Config) -> bytes:
     """The text of the Dockerfile, approved: by coming from `init`, before, or by who is asked now."""
     project, path = config.project, config.project / config.dockerfile
-    if leads_out(project, str(project / config.context)):
-        raise UsageError(
-            f"build.context: {config.context}: goes through a link that leads out of the project"
-        )
+    refuse_to_be_led_out(project, str(project / config.context), f"build.context: {config.context}")
     try:
         text = read_shared(path, owners_of(project))
     except FileNotFoundError:
@@ -1821,6 +1821,10 @@ def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
     What the config asks for besides comes before the image; proxies go by name, their value may be secret.
     """
     project = str(config.project)
+    for word in config.docker_args:
+        for piece in re.split("[=,:]", word):  # --mount=type=bind,source=/srv/x
+            if "/" in piece:
+                refuse_to_be_led_out(config.project, os.path.abspath(piece), f"docker.args: {word}")
     return [
         *("docker", "run", "-d", "--name", config.container_name),
         # For the tmpfs and the bind mounts inside, and nothing else.
@@ -1847,8 +1851,8 @@ def mount_word(config: Config, mount: str) -> str:
     """One of `mounts` as docker-run(1) takes it; UsageError where it would do harm."""
     source, target, *options = mount.split(":")
     source = host_path(config, source)
-    if "/" in source and leads_out(config.project, source):
-        raise UsageError(f"mounts: {source}: goes through a link that leads out of the project")
+    if "/" in source:
+        refuse_to_be_led_out(config.project, source, f"mounts: {source}")
     if "/" in source and not os.path.exists(source):  # Docker would make a folder of root's
         raise UsageError(f"mounts: {source}: there is no such file or folder", "make it first")
     for place in (WORKSPACE, config.secrets, f"{config.home}/{TRANSIT}", f"{config.home}/.aws", POD_TOOL):

@@ -79,10 +79,10 @@ def test_help_loads_next_to_nothing(words: list[str]) -> None:
 
 
 def test_a_config_is_parsed_once_and_again_when_it_changed(running: Path) -> None:
-    text = "vault: {{keep: {}}}\nenv: {{A: b, C: 'd'}}\n"
+    text = "sync: {{interval: {}}}\nenv: {{A: b, C: 'd'}}\n"
     approve(running, text.format(6))
-    for keep, parsed in ((7, True), (7, False), (8, True)):  # which needs no approval
-        (running / tazpod.CONFIG_PATH).write_text(text.format(keep))
+    for seconds, parsed in ((7, True), (7, False), (8, True)):  # which needs no approval
+        (running / tazpod.CONFIG_PATH).write_text(text.format(seconds))
         assert ("yaml" in started()[0]) == parsed
 
 

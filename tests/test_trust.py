@@ -21,7 +21,7 @@ place, lab, template = enginelib.place, enginelib.lab, enginelib.template
 
 PROJECT = Path("/srv/blue")
 DEFAULT = Config(PROJECT, "blue-lab")
-FREE = ("vault_size", "vault_keep", "vault_retention", "vault_autolock", "sync_interval", "push_on_exit")
+FREE = ("vault_size", "vault_autolock", "sync_interval", "push_on_exit")
 HOSTILE = """\
 docker: {args: [--privileged, -v, "/:/host"]}
 env: {GITHUB_TOKEN: }
@@ -331,6 +331,9 @@ def test_a_link_in_the_project_leads_nobody_out(name, tmp_path):
     if expected:
         with pytest.raises(tazpod.UsageError, match="leads out of the project"):
             tazpod.mount_word(config, f"./{name}:/x")
+        for word in (f"{project}/{name}:/x", f"--mount=type=bind,source={project}/{name},target=/x"):
+            with pytest.raises(tazpod.UsageError, match="leads out of the project"):
+                tazpod.run_argv(replace(config, docker_args=("-v", word)), tmp_path)
         with pytest.raises(tazpod.UsageError, match="leads out of the project"):
             tazpod.approved_dockerfile(replace(config, context=name))
 
