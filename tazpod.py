@@ -41,7 +41,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn
@@ -341,6 +341,10 @@ class Options:
     hurry = False  # not the moment to load plumbum: see `spawn`
     folder: Path | None = None  # what --pod says instead of the current folder
 
+    def __init__(self) -> None:
+        # What a dry run has shown counts as done for what comes after it: containers by name.
+        self.containers: dict[str, Any] = {}
+
 
 OPTIONS = Options()
 
@@ -407,6 +411,19 @@ def say(text: str) -> None:
     _talk(text, "tazpod:", "1;36")
 
 
+def progress(text: str) -> None:
+    """One line about a change that is made or was made: a dry run makes none, and says nothing of it."""
+    if not OPTIONS.dry_run:
+        say(text)
+
+
+def would(what: str) -> bool:
+    """Whether this is a dry run, which then says what would be done to a file."""
+    if OPTIONS.dry_run:
+        say(f"would {what}")
+    return OPTIONS.dry_run
+
+
 def warn(text: str) -> None:
     """One line about something that is not as it should be."""
     _talk(text, "tazpod: warning:", "1;33")
@@ -455,11 +472,15 @@ def confirm(question: str, *, in_person: bool = False) -> bool:
     """Ask `[y/N]` on a terminal; elsewhere the answer is no, and --yes says yes.
 
     With `in_person` neither --yes nor what was typed before the question is an answer.
+    A dry run asks nothing: where there would be a question, it shows what yes would do.
     """
     if OPTIONS.yes and not in_person:
         return True
     if not on_terminal():
         return False
+    if OPTIONS.dry_run:
+        say(f"{question} Here the answer is yes.")
+        return True
     if in_person:
         import termios
 
@@ -659,6 +680,7 @@ def capture(
 ) -> Result:
     """Run a program with `data` as its standard input and wait for it, `limit` or TIME_LIMIT seconds.
 
+    A dry run runs it as well, so it is for programs that only look; `act` is for the others.
     Never raises for its status.  Raises MissingProgram, or TazpodError when it hangs.
     """
     import subprocess
@@ -674,9 +696,37 @@ def capture(
     return Result(process.returncode, out, err.decode(errors="replace"))
 
 
+def show(*stages: Sequence[str]) -> None:
+    """Print a program, or a pipeline, that a dry run does not start, as a shell takes it."""
+    emit(" | ".join(quoted(*argv) for argv in stages))
+
+
+def act(
+    argv: Sequence[str],
+    data: bytes = b"",
+    *,
+    pass_fds: tuple[int, ...] = (),
+    limit: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """`capture` for a program that changes something: a dry run shows it, and takes it as done."""
+    if OPTIONS.dry_run:
+        show(argv)
+        return Result(0, b"", "")
+    return capture(argv, data, pass_fds=pass_fds, limit=limit, env=env)
+
+
+def start(argv: Sequence[str], **options: Any) -> Any:
+    """`spawn` for a program that changes something and goes on by itself; None in a dry run."""
+    if OPTIONS.dry_run:
+        show(argv)
+        return None
+    return spawn(argv, **options)
+
+
 def succeed(argv: Sequence[str], what: str, hint: str = "", data: bytes = b"") -> Result:
-    """Run a program that must succeed; `what` names the failure in the error."""
-    result = capture(argv, data)
+    """Run a program that changes something and must succeed; `what` names the failure in the error."""
+    result = act(argv, data)
     if result.code != 0:
         raise TazpodError(f"{what}: {result.reason}", hint)
     return result
@@ -754,13 +804,16 @@ def secret_fd(secret: bytes) -> Iterator[int]:
 
 
 def stream(stages: Sequence[Stage], source: int, sink: int) -> list[Result]:
-    """Run a pipeline from the descriptor `source` to the descriptor `sink`.
+    """Run a pipeline from the descriptor `source` to the descriptor `sink`; a dry run only shows it.
 
     Gives one result a stage, every status read, none judged.  A stage that a later stage's end
     killed by SIGPIPE is a victim: see `first_failure`.
     """
     import subprocess
 
+    if OPTIONS.dry_run:
+        show(*(stage.argv for stage in stages))
+        return [Result(0, b"", "") for _ in stages]
     processes: list[Any] = []
     errors = [memory_file() for _ in stages]
     deadline = time.monotonic() + TIME_LIMIT
@@ -818,7 +871,7 @@ def run_foreground(
     env: Mapping[str, str] | None = None,
     after_start: Callable[[Any], None] | None = None,
 ) -> int:
-    """Run a program on this terminal and give its status as a shell would.
+    """Run a program on this terminal and give its status as a shell would; a dry run only shows it.
 
     Ctrl-C belongs to the program while it runs; the terminal's settings are put back after it.
     With `own_session` the program outlives the terminal: neither a signal from there ends it, nor
@@ -827,6 +880,9 @@ def run_foreground(
     import subprocess
     import termios
 
+    if OPTIONS.dry_run:
+        show(argv)
+        return OK
     talk = subprocess.PIPE if own_session else None
     settings = None
     with contextlib.suppress(termios.error, OSError, ValueError):
@@ -1216,6 +1272,8 @@ def make_folders(root: Path, name: str) -> bool:
 # A project is mounted into its container, so whoever is in there may swap any name in it at any moment,
 # while this host side, perhaps as root, works on the same names.  So nothing below a project is
 # reached by its path: the folder is opened once, and what lies in it is reached by that descriptor.
+#
+# A dry run changes nothing: what would change a file says so instead.
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -1300,8 +1358,20 @@ def folder_at(path: Path, make: bool = False) -> Iterator[int]:
 
 def private_folder(path: Path) -> Path:
     """Make a folder, 0700, and what is missing above it, unless it is there."""
+    if OPTIONS.dry_run:
+        if not path.is_dir():
+            would(f"make {path}")
+        return path
     with folder_at(path, make=True):
         return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, 0700, in one that must be there; nothing when something of that name is there."""
+    if os.path.lexists(path) or would(f"make {path}"):
+        return
+    with folder_at(path.parent) as folder, contextlib.suppress(FileExistsError):
+        os.mkdir(path.name, 0o700, dir_fd=folder)
 
 
 def open_regular(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
@@ -1353,22 +1423,59 @@ def read_shared(path: Path, owners: Collection[int] = ()) -> bytes:
 
 
 def create_file(path: Path, mode: int = 0o600) -> int:
-    """A descriptor of a new file; FileExistsError when there is something of that name."""
+    """A descriptor of a new file; FileExistsError when there is something of that name.
+
+    In a dry run nobody sees what is written there.
+    """
+    if OPTIONS.dry_run:
+        return nowhere()
     with folder_at(path.parent) as folder:
         return os.open(path.name, _NEW_FILE, mode, dir_fd=folder)
 
 
+def nowhere() -> int:
+    """A descriptor that takes what is written to it, for a dry run."""
+    if sys.platform == "linux":
+        return memory_file()
+    return os.open(os.devnull, os.O_RDWR)
+
+
 def remove_file(path: Path) -> None:
     """Take a file away, if it is there; a link is taken away itself."""
+    if OPTIONS.dry_run:
+        if os.path.lexists(path):
+            would(f"remove {path}")
+        return
     with contextlib.suppress(FileNotFoundError), folder_at(path.parent) as folder:
         os.unlink(path.name, dir_fd=folder)
 
 
+def remove_folder(path: Path) -> None:
+    """Take an empty folder away."""
+    if would(f"remove {path}"):
+        return
+    with folder_at(path.parent) as folder:
+        os.rmdir(path.name, dir_fd=folder)
+
+
 def rename_file(path: Path, name: str) -> Path:
     """Give a file another name in its folder, in place of what had that name; its new path."""
+    target = path.with_name(name)
+    if would(f"write {target}"):
+        return target
     with folder_at(path.parent) as folder:
         os.replace(path.name, name, src_dir_fd=folder, dst_dir_fd=folder)
-    return path.with_name(name)
+    return target
+
+
+def link_to(path: Path, target: str) -> None:
+    """Make a symbolic link, in place of what was there."""
+    if would(f"link {path} to {target}"):
+        return
+    temporary = temporary_beside(path)
+    with folder_at(path.parent) as folder:
+        os.symlink(target, temporary.name, dir_fd=folder)
+        os.replace(temporary.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def random_hex(size: int) -> str:
@@ -1383,6 +1490,8 @@ def temporary_beside(path: Path) -> Path:
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file atomically: a reader sees the old content or the new, never half."""
+    if would(f"write {path}"):
+        return
     temporary = temporary_beside(path).name
     with folder_at(path.parent) as folder:
         fd = os.open(temporary, _NEW_FILE, mode, dir_fd=folder)
@@ -1410,7 +1519,10 @@ def _open_lock(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int]:
-    """Hold an exclusive flock(2) on a file; host and pod see the same one."""
+    """Hold an exclusive flock(2) on a file; host and pod see the same one.  A dry run holds none."""
+    if OPTIONS.dry_run:
+        yield -1
+        return
     fd = _open_lock(path)
     try:
         start = time.monotonic()
@@ -1628,7 +1740,7 @@ def write_approval(project: Path, approval: Approval) -> None:
     if older.is_dir():
         for path in older.iterdir():
             remove_file(path)
-        older.rmdir()
+        remove_folder(older)
 
 
 def read_request(project: Path, owners: Collection[int] = ()) -> Request:
@@ -1875,7 +1987,7 @@ def network_argv(mtu: int) -> list[str]:
 
 def create_network(mtu: int) -> None:
     """Make that network, unless somebody was faster: of one name, Docker keeps one."""
-    result = capture(network_argv(mtu))
+    result = act(network_argv(mtu))
     if result.code != 0 and "already exists" not in result.err:
         raise engine_error(result)
 
@@ -2024,8 +2136,8 @@ def engine_error(result: Result) -> TazpodError:
 
 
 def docker(argv: Sequence[str]) -> Result:
-    """A docker call that must succeed."""
-    result = capture(argv)
+    """A docker call that changes something, and must succeed."""
+    result = act(argv)
     if result.code != 0:
         raise engine_error(result)
     return result
@@ -2056,6 +2168,8 @@ def look(config: Config) -> tuple[Container | None, str]:
     A container that belongs to another folder is an error: never entered, never removed.
     """
     container, image = parse_look(config, capture(look_argv(config)))
+    if config.container_name in OPTIONS.containers:
+        return OPTIONS.containers[config.container_name], image
     ours = str(config.project)
     if container and os.path.realpath(container.project or "/") != os.path.realpath(ours):  # Go kept links
         other = container.project or "no TazPod project"
@@ -2066,6 +2180,12 @@ def look(config: Config) -> tuple[Container | None, str]:
     return container, image
 
 
+def pretend(config: Config, container: Container | None) -> None:
+    """In a dry run: the container as it would be by now, for all that comes after."""
+    if OPTIONS.dry_run:
+        OPTIONS.containers[config.container_name] = container
+
+
 def find_container(config: Config) -> Container | None:
     """The container of our name, None when there is none; errors as `look`."""
     return look(config)[0]
@@ -2073,7 +2193,11 @@ def find_container(config: Config) -> Container | None:
 
 def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
     """The containers on this engine that TazPod made, by name: all of them, or those that are named."""
-    names = names or docker(["docker", "container", "ls", "-aq"]).out.decode().split()
+    if not names:
+        listed = capture(["docker", "container", "ls", "-aq"])
+        if listed.code != 0:
+            raise engine_error(listed)
+        names = listed.out.decode().split()
     result = capture(["docker", "container", "inspect", *names]) if names else Result(0, b"[]", "")
     if result.code != 0 and "no such container" not in result.err.lower():  # one may have gone meanwhile
         raise engine_error(result)
@@ -2100,6 +2224,10 @@ def vault_is_open(config: Config, strict: bool = True) -> bool:
 
     `mountpoint -q` itself says nothing: what is said comes from docker, on either output.
     """
+    if config.container_name in OPTIONS.containers:  # in a dry run: it cannot be asked, since it does not run
+        container = OPTIONS.containers[config.container_name]
+        paused = container is not None and container.pid > 0  # which keeps a vault open, as the mark tells
+        return paused and (config.project / ENVELOPE / "vault/.open").exists()
     result = capture(is_open_argv(config))
     said = result.err + result.out.decode(errors="replace")
     if strict and result.code != 0 and said.strip() and "executable file not found" not in said:
@@ -2130,7 +2258,7 @@ def build_image(config: Config) -> None:
 
 def get_image(config: Config) -> None:
     """Pull the image; when that fails, offer to build it."""
-    say(f"the image {config.image} is not here yet; pulling it")
+    progress(f"the image {config.image} is not here yet; pulling it")
     try:
         pull_image(config)
     except TazpodError as error:
@@ -2148,17 +2276,26 @@ def made_from(config: Config) -> dict[str, str]:
     return {name: json.dumps(getattr(config, KEYS[name].field)) for name in MADE_FROM}
 
 
-def create_container(config: Config, mtu: int | None) -> None:
-    """`docker run`, and a record of what it was made from."""
-    # Docker would make a missing ~/.ssh as root.
-    (home_folder() / ".ssh").mkdir(mode=0o700, exist_ok=True)
-    say(f"starting the container {config.container_name}")
-    result = capture(run_argv(config, home_folder(), mtu))
+def create_container(config: Config, image: str) -> None:
+    """`docker run`, with what it needs before, and a record of what it was made from.
+
+    `image` is the id of the config's image, '' when it is not here.
+    """
+    if not image:
+        get_image(config)
+    mtu = wanted_mtu(config)
+    if mtu and capture(["docker", "network", "inspect", network_name(mtu)]).code != 0:
+        progress(f"the way to the internet takes packets of {mtu} bytes: making a network for that")
+        create_network(mtu)
+    make_folder(home_folder() / ".ssh")  # Docker would make a missing one as root
+    progress(f"starting the container {config.container_name}")
+    result = act(run_argv(config, home_folder(), mtu))
     if result.code != 0:
         left = find_container(config)
         if left and left.status == "created":  # a port is taken, say: the next try begins anew
-            capture(["docker", "rm", config.container_name])
+            act(["docker", "rm", config.container_name])
         raise engine_error(result)
+    pretend(config, Container("", "running", config.image, str(config.project)))
     remember_project(config.project)
     record = {"container": result.out.decode().strip(), "made": made_from(config)}
     write_whole(config.run_folder / "made.json", json.dumps(record).encode())
@@ -2190,63 +2327,26 @@ def drift(config: Config, container: Container, present_image: str) -> list[str]
     return found
 
 
-class Step(NamedTuple):
-    """A program that changes something, and how it is run."""
-
-    argv: Sequence[str]
-    run: Callable[[], object]
-
-
-def up_steps(
-    config: Config, *, anew: bool = False, tell: bool = False
-) -> Generator[Step, None, Container | None]:
-    """What makes the container run and hold this very tool, from whatever state it is in (`anew`: none).
-
-    Looks as it goes: each step is to be run, or only shown, before the next one is asked for.
-    Returns the container.  With `tell`, says in what it is out of date.
-    """
-    if re.search("[:\udc80-\udcff]", str(config.project)):  # it would make another folder, of root's
-        what = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
-        raise UsageError(f"{config.project}: {what}", "rename the folder")
+def start_container(config: Config, container: Container | None, image: str) -> Container:
+    """Make the container, start it again or let it go on; gives it as it is then."""
     name = config.container_name
-    container, image = look(config)
-    container = None if anew else container
-    status = container.status if container else ""
     if container is None:
-        if not image:
-            yield Step(["docker", "pull", config.image], lambda: get_image(config))
-        mtu = wanted_mtu(config)
-        if mtu and capture(["docker", "network", "inspect", network_name(mtu)]).code != 0:
-            say(f"the way to the internet takes packets of {mtu} bytes: making a network for that")
-            yield Step(network_argv(mtu), partial(create_network, mtu))
-        yield Step(run_argv(config, home_folder(), mtu), lambda: create_container(config, mtu))
-    elif status in ("created", "exited"):
-        say(f"starting the container {name} again")
-        yield _docker_step("start", name)
-    elif status == "paused":
-        yield _docker_step("unpause", name)
-    elif not container.running:
-        raise TazpodError(f"the container {name} is {status}", f"docker rm -f {name}, then again")
-    if status != "running":
-        container = None if anew else find_container(config)
-        if not OPTIONS.dry_run and (container is None or not container.running):
-            raise TazpodError(
-                f"the container {name} stopped as soon as it was started", f"docker logs {name} shows why"
-            )
-    if container is None or not is_installed(config, container):
-        yield Step(["docker", "cp", "-", f"{name}:/"], lambda: copy_tool(config))
-        yield Step(setup_argv(config), lambda: set_up(config, container))
-    if config.post_up and status not in ("running", "paused"):
-        hook = exec_line_argv(config, f"exec 1>&2; {config.post_up}", terminal=False)
-        yield Step(hook, lambda: run_hook(hook))
-    old = drift(config, container, image) if tell and container and status else []
-    if old:
-        warn(f"the container is older than {'; '.join(old)}; tazpod up --recreate makes it anew")
-    return container
-
-
-def _docker_step(*words: str) -> Step:
-    return Step(["docker", *words], lambda: docker(["docker", *words]))
+        create_container(config, image)
+    elif container.status in ("created", "exited"):
+        progress(f"starting the container {name} again")
+        docker(["docker", "start", name])
+        pretend(config, container._replace(status="running"))
+    elif container.status == "paused":
+        docker(["docker", "unpause", name])
+        pretend(config, container._replace(status="running"))
+    else:
+        raise TazpodError(f"the container {name} is {container.status}", f"docker rm -f {name}, then again")
+    started = find_container(config)
+    if started is None or not started.running:
+        raise TazpodError(
+            f"the container {name} stopped as soon as it was started", f"docker logs {name} shows why"
+        )
+    return started
 
 
 def run_hook(argv: Sequence[str]) -> None:
@@ -2258,17 +2358,30 @@ def run_hook(argv: Sequence[str]) -> None:
 
 
 def ensure_up(config: Config, *, tell: bool = False) -> Container:
-    """Make the container run, whatever state it is in; with `tell`, say in what it is out of date."""
+    """Make the container run and hold this very tool, whatever state it is in.
+
+    With `tell`, says in what it is out of date.
+    """
     refuse_links(config)
+    if re.search("[:\udc80-\udcff]", str(config.project)):  # it would make another folder, of root's
+        what = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
+        raise UsageError(f"{config.project}: {what}", "rename the folder")
     private_folder(config.run_folder)
     with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
-        steps = up_steps(config, tell=tell)
-        while True:
-            try:
-                next(steps).run()
-            except StopIteration as end:
-                container: Container = end.value
-                return container
+        before, image = look(config)
+        container = before
+        if container is None or not container.running:
+            container = start_container(config, container, image)
+        if not is_installed(config, container):
+            copy_tool(config)
+            set_up(config, container)
+        if config.post_up and not (before and before.in_memory):
+            run_hook(exec_line_argv(config, f"exec 1>&2; {config.post_up}", terminal=False))
+        if tell and before:
+            old = drift(config, container, image)
+            if old:
+                warn(f"the container is older than {'; '.join(old)}; tazpod up --recreate makes it anew")
+        return container
 
 
 def pod_archive(config: Config) -> bytes:
@@ -2336,9 +2449,9 @@ def setup_argv(config: Config) -> list[str]:
     return ["docker", "exec", "-u", "0", config.container_name, *words]
 
 
-def set_up(config: Config, container: Container | None) -> None:
+def set_up(config: Config, container: Container) -> None:
     """Fit the container, and remember that it was done."""
-    result = capture(setup_argv(config))
+    result = act(setup_argv(config))
     said = result.err + result.out.decode(errors="replace")  # docker tells its own trouble on either
     if "executable file not found" in said:
         raise MissingProgram(
@@ -2349,8 +2462,7 @@ def set_up(config: Config, container: Container | None) -> None:
     if result.code != 0:
         kind = MissingProgram if result.code == MISSING else TazpodError
         raise kind(f"the container {config.container_name} could not be set up", "see the line above")
-    if container:
-        write_whole(config.run_folder / "pod.json", _tool_record(config, container))
+    write_whole(config.run_folder / "pod.json", _tool_record(config, container))
 
 
 def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tuple[str, str]:
@@ -2462,10 +2574,11 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
 def stop_container(config: Config) -> None:
     """Stop and remove the container."""
     for argv in stop_argvs(config):
-        result = capture(argv)
+        result = act(argv)
         idle = argv[1] == "kill" and "is not running" in result.err
         if result.code != 0 and not idle:
             raise engine_error(result)
+    pretend(config, None)
     for record in ("pod.json", "made.json"):
         with contextlib.suppress(OSError):  # neither is believed of another container
             remove_file(config.run_folder / record)
@@ -3916,6 +4029,8 @@ def open_session(config: Config) -> Session:
 
 def relay_agent(place: Path) -> None:
     """Let the container reach the ssh agent of this host at a socket, for as long as this process lives."""
+    if would(f"write {place}"):
+        return
     import select
     import socket
     import socketserver
@@ -3961,10 +4076,7 @@ def link_agent(folder: Path) -> None:
         if not relays:
             remove_file(link)
             return
-        temporary = temporary_beside(link)
-        with folder_at(folder) as fd:
-            os.symlink(relays[-1].name, temporary.name, dir_fd=fd)
-        rename_file(temporary, link.name)
+        link_to(link, relays[-1].name)
 
 
 def is_alive(path: Path) -> bool:
@@ -4164,13 +4276,36 @@ def pod_command(
     flags = [flag for flag, on in (("--debug", OPTIONS.debug), ("--yes", OPTIONS.yes)) if on]
     command = ["tazpod", *flags, *words]
     if passphrase is None and all_terminal(stdout):
-        return run_foreground(exec_argv(config, command), stdout=stdout)
-    if passphrase is None:  # our standard input is not for the pod
+        code = run_foreground(exec_argv(config, command), stdout=stdout)
+    elif passphrase is None:  # our standard input is not for the pod
         with open(os.devnull, "rb") as nothing:
-            return run_foreground(exec_argv(config, command, terminal=False), stdin=nothing.fileno())
-    with secret_fd(passphrase) as fd:
-        argv = exec_argv(config, [*command, "--passphrase-fd", "0"], terminal=False)
-        return run_foreground(argv, stdin=fd)
+            argv = exec_argv(config, command, terminal=False)
+            code = run_foreground(argv, stdin=nothing.fileno())
+    else:
+        with secret_fd(passphrase) as fd:
+            argv = exec_argv(config, [*command, "--passphrase-fd", "0"], terminal=False)
+            code = run_foreground(argv, stdin=fd)
+    if OPTIONS.dry_run:
+        return rehearse_in_pod(config, words)
+    return code
+
+
+def rehearse_in_pod(config: Config, words: Sequence[str]) -> int:
+    """In a dry run: what a word does in the pod, asked of the pod itself; its exit status.
+
+    A pod that does not run, or holds another tool, cannot be asked.
+    """
+    if config.container_name in OPTIONS.containers:
+        return OK
+    container = find_container(config)
+    if container is None or not container.running or not is_installed(config, container):
+        return OK
+    flags = ["--dry-run", "--yes"] if OPTIONS.yes else ["--dry-run"]
+    result = capture(exec_argv(config, ["tazpod", *flags, *words], terminal=False))
+    for text in result.out.decode(errors="replace").splitlines():
+        emit(text)
+    relay(result.err)
+    return result.code
 
 
 def docker_settings() -> dict[str, str]:
@@ -4190,11 +4325,10 @@ def docker_settings() -> dict[str, str]:
     text = json.dumps({"currentContext": context, "detachKeys": DETACH_KEYS}).encode()
     folder = state_folder() / "docker"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         link, path = folder / "contexts", folder / "config.json"
         if not link.is_symlink() or os.readlink(link) != str(own / "contexts"):
-            link.unlink(missing_ok=True)
-            link.symlink_to(own / "contexts")
+            link_to(link, str(own / "contexts"))
         if not path.is_file() or path.read_bytes() != text:
             write_whole(path, text)
     except OSError:
@@ -4323,7 +4457,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
     try:
         state = observe(config, container)
         if state.ghost and state.sealed and not state.open:
-            if passphrase or (on_terminal() and confirm("The vault is locked. Unlock it?")):
+            if passphrase is not None or (on_terminal() and confirm("The vault is locked. Unlock it?")):
                 shared = True
                 code = pod_command(config, ["unlock"], passphrase, stdout=2)
                 if code != 0:
@@ -4350,7 +4484,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
             session.close(cut=cut)
             if cut:
                 with contextlib.suppress(TazpodError):  # none may run yet that ends what is left
-                    capture(guard_argv(config))
+                    act(guard_argv(config))
     return code
 
 
@@ -4606,14 +4740,14 @@ def project_folder() -> Path:
 ACTS, ENDS, LOOKS = "acts", "ends", "looks"
 
 
-def the_project(what: str = ACTS) -> Config:
+def the_project(what: str = ACTS, project: Path | None = None) -> Config:
     """The config of the project around this folder: the one gate between config.yaml and this host.
 
     A word that acts gets past it only when all that config.yaml asks for is approved; one that ends
     things (save, lock, down) goes by what was approved last; one that only looks, or only shows what
     it would do, takes the file as it is, and nothing of the host's goes along.
     """
-    project = project_folder()
+    project = project or project_folder()
     if in_pod():
         return pod_config(project)
     if what == ENDS:
@@ -4640,10 +4774,9 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     for value, pattern, option in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
         if value and not pattern.fullmatch(value):
             raise UsageError(f"{option}: Docker does not accept {value!r}")
-    if not OPTIONS.dry_run:
-        private_folder(project / ENVELOPE)
-        private_folder(project / ENVELOPE / "vault")
-        remember_project(project)
+    private_folder(project / ENVELOPE)
+    private_folder(project / ENVELOPE / "vault")
+    remember_project(project)
     image, name, written = image or DEFAULT_IMAGE, name or free_name(project), []
     text = CONFIG_TEMPLATE.format(image=image, name=name)
     for path, content in (
@@ -4653,16 +4786,16 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     ):
         if os.path.lexists(path):
             say(f"{path.relative_to(project)} is there already and stays as it is")
-        elif OPTIONS.dry_run:
-            say(f"would write {path.relative_to(project)}")
         else:
             write_whole(path, content.encode())
-            say(f"wrote {path.relative_to(project)}")
+            progress(f"wrote {path.relative_to(project)}")
             written.append(content)
     if text in written:  # so nobody is asked about it, nor about the Dockerfile when another version wrote it
         config = Config(project, name, image)
         dockerfile = digest_of(DOCKERFILE.encode()) if DOCKERFILE in written else ""
-        owner = os.lstat(project / ENVELOPE).st_uid
+        owner = os.lstat(project).st_uid
+        if not OPTIONS.dry_run:
+            owner = os.lstat(project / ENVELOPE).st_uid
         write_approval(project, Approval(settings_of(config), dockerfile=dockerfile, owner=owner))
 
 
@@ -4674,11 +4807,23 @@ def cmd_init(args: argparse.Namespace) -> int:
 
 def cmd_enter(args: argparse.Namespace) -> int:
     """start what is needed, unlock, open a shell; save and lock when it ends"""
-    if find_project(here()) is None:
+    project = find_project(here())
+    if project is None:
+        project = here()
         if not confirm(f"There is no TazPod project here. Start one in {here()}?"):
             raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
-        init_project(here())
-    return enter(the_project())
+        init_project(project)
+    return enter(the_project(project=project))
+
+
+def given_passphrase(args: argparse.Namespace) -> bytes | None:
+    """The passphrase of --passphrase-fd, where that is given; a dry run needs none, and reads none."""
+    fd = getattr(args, "passphrase_fd", None)
+    if fd is None:
+        return None
+    if OPTIONS.dry_run:
+        return b""
+    return read_passphrase(fd)
 
 
 def command_of(args: argparse.Namespace) -> list[str]:
@@ -4699,7 +4844,7 @@ def pod_folder(config: Config) -> str:
 def cmd_run(args: argparse.Namespace) -> int:
     """run a command in the container, in this folder of it; its exit status"""
     words, config = command_of(args), the_project()
-    passphrase = None if args.passphrase_fd is None else read_passphrase(args.passphrase_fd)
+    passphrase = given_passphrase(args)
     return run_inside(config, words, pod_folder(config), passphrase)
 
 
@@ -4758,7 +4903,7 @@ def cmd_up(args: argparse.Namespace) -> int:
         take_down(config, discard=False)
     container = ensure_up(config, tell=True)
     docker(guard_argv(config))
-    say(f"the container {config.container_name} is running ({container.image})")
+    progress(f"the container {config.container_name} is running ({container.image})")
     return OK
 
 
@@ -4773,6 +4918,7 @@ def take_down(config: Config, discard: bool) -> bool:
         warn(f"this ends {plural(alive, 'session')} in the container")
     if container.status == "paused":
         docker(["docker", "unpause", config.container_name])
+        pretend(config, container._replace(status="running"))
     if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not discard):
         if not discard and not is_installed(config, container):
             ensure_up(config)  # else a tazpod of the image may answer, which saves nothing
@@ -4790,7 +4936,7 @@ def cmd_down(args: argparse.Namespace) -> int:
     """save and lock, then stop and remove the container"""
     config = the_project(ENDS)
     if take_down(config, args.discard):
-        say(f"the container {config.container_name} is removed; workspace and sealed vault stay")
+        progress(f"the container {config.container_name} is removed; workspace and sealed vault stay")
     else:
         say(f"there is no container {config.container_name}")
     return OK
@@ -4811,10 +4957,6 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
             raise UsageError("features.ghost_mode is false: this project has no vault")
         if in_pod():
             return word(args, config)
-        if OPTIONS.dry_run:  # of a word that only reads; the container that it needs may not run
-            for text in (*_show_up(args, config), *_pod_lines(config, args.forward, [])):
-                emit(text)
-            return OK
         if args.word in ("lock", "save"):
             container = find_container(config)
             if container is None or not container.in_memory:
@@ -4822,9 +4964,7 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
                     raise VaultError("the vault is locked: there is nothing to save", "tazpod")
                 say("the vault is locked already")
                 return OK
-        passphrase = None
-        if getattr(args, "passphrase_fd", None) is not None:
-            passphrase = read_passphrase(args.passphrase_fd)
+        passphrase = given_passphrase(args)
         ensure_up(config)
         return pod_command(config, args.forward, passphrase)
 
@@ -5840,93 +5980,6 @@ def line(*stages: Sequence[str]) -> str:
     return " | ".join(quoted(*argv) for argv in stages)
 
 
-def _show_up(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    anew = getattr(args, "recreate", False)
-    if anew:
-        yield from _show_down(args, config)
-    yield from (line(step.argv) for step in up_steps(config, anew=anew))
-    if args.word == "up":
-        yield line(guard_argv(config))
-
-
-def _opened(config: Config, container: Container | None) -> bool:
-    return bool(config.ghost_mode and container and container.running and vault_is_open(config))
-
-
-def _show_enter(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    yield from _show_up(args, config)
-    container, terminal = find_container(config), all_terminal()
-    opened = _opened(config, container)
-    lines = {
-        UNLOCK: [["unlock"]],
-        BOOTSTRAP: [["login"], ["pull", "vault"], ["unlock"]] if config.aws_named else [["unlock"]],
-        LEAVE: [["lock", "--leaving", "SESSION"]],
-    }
-    for step in plan_entry(State(config.ghost_mode, opened, has_sealed(host_vault(config)))):
-        for words in lines.get(step, ()):
-            yield line(exec_argv(config, ["tazpod", *words], terminal and step != LEAVE))
-        if step == SHELL:
-            yield line(shell_argv(config, terminal))
-
-
-def _show_run(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    words = command_of(args)
-    yield from _show_up(args, config)
-    container = find_container(config)
-    given = ["--passphrase-fd", "0"] if args.passphrase_fd is not None else []
-    opened = _opened(config, container)
-    unlocks = config.ghost_mode and not opened and has_sealed(host_vault(config)) and (given or on_terminal())
-    if unlocks:
-        yield from _pod_lines(config, ["unlock"], given)
-    claim = f"{WORKSPACE}/{ENVELOPE}/run/SESSION.shell"
-    yield line(exec_argv(config, words, all_terminal(), pod_folder(config), claim))
-    if unlocks or (opened and live_sessions(config.run_folder)):
-        yield line(exec_argv(config, ["tazpod", "lock", "--leaving", "SESSION"], terminal=False))
-
-
-def _show_down(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    container = find_container(config)
-    if container is None:
-        return
-    if container.status == "paused":
-        yield line(["docker", "unpause", config.container_name])
-    elif _opened(config, container):
-        discard = getattr(args, "discard", False)
-        if not discard and not is_installed(config, container):
-            yield from (line(step.argv) for step in up_steps(config))
-        yield from _pod_lines(config, ["lock", *(["--discard"] if discard else [])], [])
-    yield from map(line, stop_argvs(config))
-
-
-def _show_build(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    yield line(build_argv(config))
-
-
-def _pod_lines(config: Config, words: Sequence[str], given: Sequence[str]) -> Iterator[str]:
-    terminal = not given and all_terminal()
-    yield line(exec_argv(config, ["tazpod", *words, *given], terminal))
-    container = find_container(config)
-    if container and container.running and is_installed(config, container):
-        result = capture(exec_argv(config, ["tazpod", "--dry-run", *words], terminal=False))
-        if result.code != 0:
-            raise TazpodError(f"the container could not be asked: {result.reason}")
-        yield from result.out.decode(errors="replace").splitlines()
-
-
-def in_the_pod(show: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
-    """On the host: what gets the word into the pod, and then what it does there, if that can be asked."""
-
-    def forwarded_show(args: argparse.Namespace, config: Config) -> Iterator[str]:
-        if in_pod():
-            yield from show(args, config, pod_vault(config))
-            return
-        yield from _show_up(args, config)
-        given = ["--passphrase-fd", "0"] if getattr(args, "passphrase_fd", None) is not None else []
-        yield from _pod_lines(config, args.forward, given)
-
-    return forwarded_show
-
-
 def unseal_lines(path: Path, consumer: Sequence[str]) -> Iterator[str]:
     """What opens a sealed file into a tar command; N, M: descriptors, DIR: an empty folder."""
     if is_native(sealed_head(path)):
@@ -5936,7 +5989,6 @@ def unseal_lines(path: Path, consumer: Sequence[str]) -> Iterator[str]:
     yield line([*consumer, "--gzip", "--file=-"])
 
 
-@in_the_pod
 def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     if is_open(vault):
         return
@@ -5952,7 +6004,6 @@ def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iter
     yield line([POD_LAUNCHER, GUARD_WORD])
 
 
-@in_the_pod
 def _show_save(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     yield from _save_lines(args, vault)
 
@@ -5966,7 +6017,6 @@ def _save_lines(args: argparse.Namespace, vault: Vault) -> Iterator[str]:
         yield line(decrypt_argv("DIR", "N", "M"), [*compare_argv(vault.mount), "--file=-"])
 
 
-@in_the_pod
 def _show_lock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     if not is_open(vault):
         return
@@ -5981,7 +6031,6 @@ def _show_lock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterat
         yield line(as_root(["umount", place]))
 
 
-@in_the_pod
 def _show_read(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     if args.remote:
         yield line(s3_argv(storage_of(config, vault), "get-object", "--key", remote_key(args), "FILE"))
@@ -5990,7 +6039,6 @@ def _show_read(args: argparse.Namespace, config: Config, vault: Vault) -> Iterat
         yield from unseal_lines(path, LIST)
 
 
-@in_the_pod
 def _show_push(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     storage, digest = storage_of(config, vault), sealed_digest(vault)
     present = head(storage)
@@ -6003,19 +6051,10 @@ def _show_push(args: argparse.Namespace, config: Config, vault: Vault) -> Iterat
     yield line(s3_argv(storage, "put-object", *put_words("FILE", digest, present, "ID")))
 
 
-@in_the_pod
 def _show_pull(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     yield line(s3_argv(storage_of(config, vault), "get-object", "--key", LATEST_KEY, "FILE"))
 
 
-def _show_pull_image(args: argparse.Namespace, config: Config) -> Iterator[str]:
-    if args.what == "vault":
-        yield from _show_pull(args, config)
-    else:
-        yield line(["docker", "pull", config.image])
-
-
-@in_the_pod
 def _show_setup_storage(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     storage = storage_of(config, vault)
     calls = [words[1:] for words in bucket_calls(storage)]
@@ -6024,7 +6063,6 @@ def _show_setup_storage(args: argparse.Namespace, config: Config, vault: Vault) 
     yield from (line(s3_argv(storage, *words)) for words in (*calls, ("delete-object", *PROBE)))
 
 
-@in_the_pod
 def _show_login(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     if mounted_at(vault.home / ".aws") is None:
         yield line(as_root(tmpfs_argv(vault.home / ".aws", "1m")))
@@ -6034,13 +6072,8 @@ def _show_login(args: argparse.Namespace, config: Config, vault: Vault) -> Itera
     yield line([*sso, DEVICE_CODE])
 
 
-# A word that is not here changes nothing, and is run as ever.
+# What a word does in the pod.
 SHOWN: dict[str, Callable[..., Iterator[str]]] = {
-    "up": _show_up,
-    "enter": _show_enter,
-    "run": _show_run,
-    "down": _show_down,
-    "build": _show_build,
     "unlock": _show_unlock,
     "save": _show_save,
     "passwd": _show_save,
@@ -6048,7 +6081,7 @@ SHOWN: dict[str, Callable[..., Iterator[str]]] = {
     "verify": _show_read,
     "restore": _show_read,
     "push": _show_push,
-    "pull": _show_pull_image,
+    "pull": _show_pull,
     "setup-storage": _show_setup_storage,
     "login": _show_login,
 }
@@ -6383,6 +6416,7 @@ def show_help(words: Sequence[str]) -> int:
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
+    OPTIONS.containers.clear()
     if argv[:1] == [COMPLETE_WORD]:
         OPTIONS.hurry = True
         return cmd_complete(argv[2:])
@@ -6407,11 +6441,12 @@ def dispatch(argv: Sequence[str]) -> int:
         if in_pod():
             raise UsageError("--pod is for the host; this is inside the container")
         OPTIONS.folder = project_of(pod)
-    if not OPTIONS.dry_run or word.name not in SHOWN:
-        return word.run(args)
-    for text in SHOWN[word.name](args, the_project()):
-        emit(text)
-    return OK
+    if OPTIONS.dry_run and in_pod() and word.name in SHOWN:
+        config = the_project()
+        for text in SHOWN[word.name](args, config, pod_vault(config)):
+            emit(text)
+        return OK
+    return word.run(args)
 
 
 def find_word(name: str) -> Word:

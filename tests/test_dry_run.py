@@ -44,9 +44,8 @@ def shown(place: Place, *words: str, passphrase: str | None = None) -> list[str]
     """What --dry-run prints, a program a line; nothing of the project may have changed."""
 
     def state() -> object:
-        paths = [
-            p for p in place.folder.rglob("*") if p.name not in ("run", "guard.lock")
-        ]  # the guard starts
+        paths = [*place.folder.rglob("*"), *place.home.rglob("*")]
+        paths = [p for p in paths if p.name not in ("run", "guard.lock")]  # the guard starts
         files = {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in paths}
         return files, docker("ps", "-a", "--filter", f"name={place.name}", "--format", "{{.ID}} {{.State}}")
 
@@ -105,9 +104,9 @@ def test_a_vault_of_go_tazpod(lab: Place) -> None:
 
 
 def test_entering(lab: Place) -> None:
-    lines = shown(lab)
-    assert [shlex.split(line)[-1] for line in lines] == [
-        "tazpod unlock",
+    lines = shown(lab, "--yes")
+    assert [shlex.split(line)[-1] for line in lines if line.startswith("docker")] == [
+        "tazpod --yes unlock",
         "/bin/bash",
         "tazpod lock --leaving SESSION",
     ]
@@ -119,8 +118,12 @@ def test_a_command_in_a_locked_vault(lab: Place) -> None:
 
 def test_init_says_what_it_would_write(place: Place) -> None:
     done = place.run("--dry-run", "init")
-    assert (done.returncode, done.stdout, done.stderr.count("would write .tazpod/")) == (0, "", 3)
-    assert list(place.folder.iterdir()) == []
+    assert (done.returncode, done.stdout, done.stderr.count(f"would write {place.folder}/.tazpod/")) == (
+        0,
+        "",
+        3,
+    )
+    assert [*place.folder.iterdir(), *place.home.iterdir()] == []
 
 
 def test_words_that_change_nothing_are_run(lab: Place) -> None:
