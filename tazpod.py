@@ -1928,7 +1928,7 @@ def look_argv(config: Config) -> list[str]:
 
 
 def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
-    """docker-run(1) of a new container (CONTRACT.md section 5, in this order).
+    """docker-run(1) of a new container (docs/contract.md has this argv, in this order).
 
     What the config asks for besides comes before the image; proxies go by name, their value may be secret.
     """
@@ -3928,7 +3928,7 @@ UNLOCK, BOOTSTRAP, SHELL, LEAVE = "unlock", "bootstrap", "shell", "leave"
 
 
 def plan_entry(state: State) -> tuple[str, ...]:
-    """The steps of entering, in order (CONTRACT.md section 6)."""
+    """The steps of entering, in the order of docs/contract.md."""
     if not state.ghost:
         return (SHELL,)
     if state.open:
@@ -4110,7 +4110,7 @@ def live_sessions(folder: Path) -> int:
 
 
 def storage_of(config: Config, vault: Vault) -> Storage:
-    """The storage, with credentials in the order of CONTRACT.md section 8."""
+    """The storage, with credentials in the order of docs/contract.md."""
     storage = Storage(config.aws_bucket, config.aws_region, config.aws_profile, config.aws_endpoint)
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return storage._replace(profile="")

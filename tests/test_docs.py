@@ -19,7 +19,8 @@ import tazpod
 place, template = enginelib.place, enginelib.template
 project_with_vault = enginelib.project_with_vault
 
-PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+FILES = (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md"))
+PAGES = {page.name: page.read_text() for page in FILES}
 README, KEYS = PAGES["README.md"], PAGES["config.md"]
 
 
@@ -119,7 +120,7 @@ def anchors(page: str) -> set[str]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_and_names_lead_to_what_is_there(name: str) -> None:
-    folder = ROOT if name == "README.md" else ROOT / "docs"
+    folder = next(path.parent for path in FILES if path.name == name)
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
         path, _, anchor = target.partition("#")
         assert (folder / path).exists(), target
@@ -128,6 +129,38 @@ def test_links_and_names_lead_to_what_is_there(name: str) -> None:
         assert (ROOT / span).exists(), span
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z]+)", PAGES[name])) <= set(targets)
+
+
+def test_each_test_that_the_threat_model_names_is_there() -> None:
+    rows = table(PAGES["SECURITY.md"], "| who | what they can write | what they must not reach | held by |")
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert len(rows) >= 9
+    for _, _, _, tests in rows:
+        named = re.findall(r"`(\w+)`", tests)
+        assert named and set(named) <= there, set(named) - there
+
+
+def test_the_code_cites_no_page_that_is_not_there() -> None:
+    source = (ROOT / "tazpod.py").read_text()
+    cited = set(re.findall(r"[\w./-]+\.md\b", source))
+    assert "docs/contract.md" in cited
+    assert [name for name in cited if not (ROOT / name).is_file()] == []
+
+
+def test_the_calls_of_the_contract_are_those_of_the_code() -> None:
+    config = tazpod.Config(Path("PROJECT"), "NAME", image="IMAGE")
+    calls = [
+        tazpod.run_argv(config, Path("HOME")),
+        tazpod.shell_argv(config),
+        tazpod.exec_argv(config, ["tazpod", "unlock"]),
+        tazpod.is_open_argv(config),
+    ]
+    lines = "".join(f"{tazpod.quoted(*argv)}\n" for argv in calls)
+    assert f"```\n{lines}```" in PAGES["contract.md"]
 
 
 # -- commands
