@@ -928,12 +928,20 @@ IMAGE_NAME = re.compile(
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 SIZE = re.compile(r"[1-9][0-9]{0,8}[kmgKMG]")
 RELATIVE_PATH = re.compile(r"[^-\0\n][^\0\n]*")
-ANY_TEXT = re.compile(r"[^-\0\n][^\0\n]*|")
 COMMAND = re.compile(r"[^\0]+")
 MTU = re.compile(r"auto|off|[1-9][0-9]{2,4}")
 SHELL_PATH = re.compile(r"/[^\0\n]+")
 PORT = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?")
 MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
+# What aws is told.  It reads a file where a word begins with file://, so no such word comes from here.
+AWS_PROFILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}|")
+AWS_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+AWS_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+AWS_ACCOUNT = re.compile(r"[0-9]{12}|")
+AWS_ROLE = re.compile(r"(?!-)[A-Za-z0-9_+=,.@-]{0,64}")
+WEB_ADDRESS = re.compile(
+    r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/#?&=%+-]*)?|"
+)
 VARIABLE = re.compile(r"(?!HOST_CWD$)[A-Za-z_][A-Za-z0-9_]*")
 # A folder of the home: relative, never ~/.ssh or the place of the secrets, and never up out of it.
 IN_HOME = re.compile(
@@ -1028,13 +1036,13 @@ KEYS: dict[str, Key] = {
     "build.context": Key("context", str, RELATIVE_PATH),
     "features.ghost_mode": Key("ghost_mode", bool),
     "features.debug": Key("debug", bool),
-    "aws_sso.profile": Key("aws_profile", str, ANY_TEXT),
-    "aws_sso.bucket": Key("aws_bucket", str, ANY_TEXT),
-    "aws_sso.region": Key("aws_region", str, ANY_TEXT),
-    "aws_sso.endpoint_url": Key("aws_endpoint", str, ANY_TEXT),
-    "aws_sso.start_url": Key("aws_start_url", str, ANY_TEXT),
-    "aws_sso.account_id": Key("aws_account_id", str, ANY_TEXT),
-    "aws_sso.role_name": Key("aws_role_name", str, ANY_TEXT),
+    "aws_sso.profile": Key("aws_profile", str, AWS_PROFILE),
+    "aws_sso.bucket": Key("aws_bucket", str, AWS_BUCKET),
+    "aws_sso.region": Key("aws_region", str, AWS_REGION),
+    "aws_sso.endpoint_url": Key("aws_endpoint", str, WEB_ADDRESS),
+    "aws_sso.start_url": Key("aws_start_url", str, WEB_ADDRESS),
+    "aws_sso.account_id": Key("aws_account_id", str, AWS_ACCOUNT),
+    "aws_sso.role_name": Key("aws_role_name", str, AWS_ROLE),
     "vault.size": Key("vault_size", str, SIZE),
     "vault.keep": Key("vault_keep", int, most=1000),
     "vault.retention": Key("vault_retention", int, most=100000),
@@ -3630,6 +3638,29 @@ LOGIN_SIGNS = (
     *("sso session", "token has expired", "error loading sso token", "unable to locate credentials"),
     "the config profile",  # could not be found: there was no login yet
 )
+UNKNOWN_OPTIONS = "Unknown options"
+
+# What the storage says, and what remote.json says (a container can write that), is believed only in
+# these forms.
+ETAG = re.compile(r'(?:W/)?"[!#-~]{1,200}"')
+DIGEST = re.compile(r"[0-9a-f]{64}")
+PUSH_ID = re.compile(r"[0-9a-f]{32}")
+MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+)
+VERSION_NAME = re.compile(r"vault-[0-9]{8}T[0-9]{6}(?:-[0-9]{1,9})?")
+LARGEST = 1 << 50  # bytes; more than any storage takes as one object
+
+# The settings that our calls of aws obey.  There are others that name a program to run, a file whose
+# content aws sends away, or another server; .tazpod/.aws/config comes with a clone of the project.
+AWS_SETTINGS = (
+    *("region", "output", "s3", "retry_mode", "max_attempts", "defaults_mode", "parameter_validation"),
+    *("sso_session", "sso_start_url", "sso_region", "sso_account_id", "sso_role_name"),
+    *("sso_registration_scopes", "role_arn", "source_profile", "role_session_name", "external_id"),
+    *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "duration_seconds"),
+    *("use_fips_endpoint", "use_dualstack_endpoint", "sts_regional_endpoints"),
+    *("request_checksum_calculation", "response_checksum_validation"),
+)
 
 
 class StorageError(TazpodError):
@@ -3662,36 +3693,145 @@ class Storage(NamedTuple):
     limit: float = 0.0  # seconds for a call, when it is to be less than usual
 
 
-def aws_environment(profile: str = "") -> dict[str, str]:
-    """Settings for every call of aws: it never asks, never pages, never looks for a cloud host."""
-    settings = {
-        "AWS_PAGER": "",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": str(ATTEMPTS),
-        # Newer versions add checksums that other stores than S3 refuse.
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_CONFIG_FILE": os.environ.get("AWS_CONFIG_FILE", POD_AWS_CONFIG),
-    }
-    return {**settings, "AWS_PROFILE": profile} if profile else settings
+# -- how aws is called
+
+
+def aws_config_file() -> Path:
+    """The file with the profiles of the AWS CLI, in the project unless the environment says otherwise."""
+    return Path(os.environ.get("AWS_CONFIG_FILE") or POD_AWS_CONFIG)
+
+
+def aws_credentials_file() -> Path:
+    """The file with the keys of the AWS CLI."""
+    return Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home_folder() / ".aws/credentials")
+
+
+def checked_settings(path: Path) -> bytes:
+    """What a file of settings for aws says, after each setting was found to be one of AWS_SETTINGS."""
+    import configparser
+
+    try:
+        data = read_shared(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from None
+    parser = configparser.RawConfigParser(default_section="", strict=False)
+    try:
+        parser.read_string(data.decode())
+    except (configparser.Error, UnicodeDecodeError):
+        raise StorageError(f"{path}: is not a file of settings for aws", "mend it") from None
+    for section in parser.sections():
+        kind = section.partition(" ")[0]
+        for name in parser[section]:
+            if kind in ("plugins", "services") or name not in AWS_SETTINGS:
+                raise StorageError(
+                    f"{path}: [{section}] {name}: tazpod calls aws with no such setting",
+                    "take it out; what a program or another server should give, give by the environment",
+                )
+    return data
+
+
+@contextlib.contextmanager
+def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
+    """The environment for every call of aws: it never asks, never pages, never looks for a cloud host.
+
+    Its home is a fresh folder in RAM that holds the login's caches and nothing else: in ~/.aws an
+    alias or a model could stand, and aws would run the one and believe the other.
+    """
+    import tempfile
+
+    home = home_folder()
+    settings, credentials = checked_settings(aws_config_file()), aws_credentials_file()
+    checked_settings(credentials)
+    memory = "/dev/shm"
+    if not os.path.isdir(memory):
+        memory = ""
+    with tempfile.TemporaryDirectory(prefix="tazpod-aws-", dir=memory or None) as folder:
+        own = Path(folder, ".aws")
+        (own / "cli").mkdir(parents=True)
+        (own / "config").write_bytes(settings)
+        if (home / ".aws/sso/cache").is_dir() and make_folders(home, ".aws/cli/cache"):
+            (own / "sso").mkdir()
+            for name in ("sso/cache", "cli/cache"):
+                (own / name).symlink_to(home / ".aws" / name)
+        environment = {
+            "HOME": folder,
+            "AWS_CONFIG_FILE": str(own / "config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(credentials),
+            "AWS_PAGER": "",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": str(ATTEMPTS),
+            # Newer versions add checksums that other stores than S3 refuse.
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
+        if profile:
+            environment["AWS_PROFILE"] = profile
+        yield environment
+
+
+def aws_argv(*words: str) -> list[str]:
+    """The argv of a call of aws, in which no word can be taken for the address of a file.
+
+    Where one begins with file:// or fileb://, aws puts the content of the file in its place and sends
+    it away; older versions do so with http:// as well, and newer ones behind `@=` in any word.  Only the
+    endpoint is an address.
+    """
+    before = ""
+    for word in words:
+        address = before == "--endpoint-url" and WEB_ADDRESS.fullmatch(word)
+        if ("://" in word or "@=" in word) and not address:
+            raise StorageError(f"aws was not called: it would take {word!r} for the address of a file")
+        before = word
+    return ["aws", *words]
+
+
+def ask_aws(*words: str, profile: str = "", keys: str = "", limit: float = CALL_LIMIT) -> Result:
+    """One call of aws, whatever its status; `keys` is a credentials file that only this call can see."""
+    argv = aws_argv(*words)
+    with contextlib.ExitStack() as stack:
+        environment = stack.enter_context(aws_environment(profile))
+        fds: tuple[int, ...] = ()
+        if keys:
+            fd = memory_file(keys.encode())
+            stack.callback(os.close, fd)
+            environment["AWS_SHARED_CREDENTIALS_FILE"] = f"/dev/fd/{fd}"
+            fds = (fd,)
+        return capture(argv, pass_fds=fds, limit=limit, env=environment)
+
+
+def without_tokens(text: str) -> str:
+    """A message without what looks like a key or token: a server may send back what it was sent."""
+
+    def shown(found: re.Match[str]) -> str:
+        word = found[0]
+        mixed = all(re.search(kind, word) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+        return "[...]" if mixed else word
+
+    return re.sub(r"[A-Za-z0-9/+=_-]{32,}", shown, text)
 
 
 def aws_error(result: Result, what: str) -> StorageError:
     """The error of a call that failed: what the service said, or that it never answered."""
-    found = re.search(r"An error occurred \(([\w.-]+)\)", result.err)
-    code = found.group(1) if found else ""
+    found = re.search(r"An error occurred \(([^)]*)\)", result.err)
+    code = ""
+    if found:
+        code = found[1] if re.fullmatch(r"[A-Za-z0-9._-]{1,100}", found[1]) else "unknown"
+    elif result.code == 252 and UNKNOWN_OPTIONS in result.err:
+        code = UNKNOWN_OPTIONS
     if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
         return StorageError(f"{what}: the login has expired, or there is none", LOGIN_HINT, code)
-    reason = error_line(result.err) or f"aws status {result.code}"
+    reason = without_tokens(error_line(result.err)) or f"aws status {result.code}"
     return StorageError(f"{what}: {reason}", STORAGE_HINTS.get(code, ""), code)
 
 
 def s3_argv(storage: Storage, operation: str, *words: str) -> list[str]:
     """One call of `aws s3api` on the bucket."""
-    argv = ["aws", "s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
-    argv += ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
-    argv += ["--endpoint-url", storage.endpoint] if storage.endpoint else []
-    return [*argv, *words]
+    place = ["s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
+    limits = ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
+    endpoint = ["--endpoint-url", storage.endpoint] if storage.endpoint else []
+    return aws_argv(*place, *limits, *endpoint, *words)
 
 
 def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[str, Any]:
@@ -3699,72 +3839,102 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
 
     The keys of an open vault go through a file in RAM that only this call can see.
     """
-    environment = aws_environment(KEYS_PROFILE if storage.key_id else storage.profile)
-    usual = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
-    fds: tuple[int, ...] = ()
-    with contextlib.ExitStack() as stack:
-        if storage.key_id:
-            lines = (f"[{KEYS_PROFILE}]", f"aws_access_key_id={storage.key_id}")
-            text = "\n".join((*lines, f"aws_secret_access_key={storage.secret_key}", ""))
-            fd = memory_file(text.encode())
-            stack.callback(os.close, fd)
-            environment["AWS_SHARED_CREDENTIALS_FILE"] = f"/dev/fd/{fd}"
-            fds = (fd,)
-        argv, limit = s3_argv(storage, operation, *words), storage.limit or usual
-        result = capture(argv, pass_fds=fds, limit=limit, env=environment)
+    profile, keys = storage.profile, ""
+    if storage.key_id:
+        profile = KEYS_PROFILE
+        lines = (f"[{KEYS_PROFILE}]", f"aws_access_key_id={storage.key_id}")
+        keys = "\n".join((*lines, f"aws_secret_access_key={storage.secret_key}", ""))
+    limit = storage.limit
+    if not limit:
+        limit = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
+    _, *argv = s3_argv(storage, operation, *words)
+    result = ask_aws(*argv, profile=profile, keys=keys, limit=limit)
     if result.code != 0:
         raise aws_error(result, what or f"storage {storage.bucket}")
     try:
         answer = json.loads(result.out or b"{}")
-    except ValueError:
-        raise StorageError(f"aws s3api {operation}: its answer makes no sense") from None
-    return answer if isinstance(answer, dict) else {}
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise StorageError(f"storage {storage.bucket}: the answer to {operation} makes no sense")
+    return answer
+
+
+# -- what is believed of an answer
+
+
+def answered(answer: Mapping[str, Any], name: str, form: re.Pattern[str]) -> str:
+    """A text of an answer, in the only form in which it is believed."""
+    value = answer.get(name)
+    if not isinstance(value, str) or not form.fullmatch(value):
+        raise StorageError(f"the storage's answer makes no sense: {name}")
+    return value
+
+
+def answered_size(answer: Mapping[str, Any], name: str) -> int:
+    """A size of an answer, in bytes."""
+    value = answer.get(name)
+    if type(value) is not int or not 0 <= value < LARGEST:
+        raise StorageError(f"the storage's answer makes no sense: {name}")
+    return value
 
 
 def parse_remote(answer: Mapping[str, Any]) -> Remote:
-    """What head-object and get-object say of an object."""
-    metadata = answer.get("Metadata") or {}
-    size, modified = int(answer.get("ContentLength", -1)), str(answer.get("LastModified", ""))
+    """What head-object and get-object say of an object.
+
+    Without an etag, a size and a time it was not the storage that answered.  The metadata are those of
+    whoever wrote the object; what is in no form of ours is as if it were not there.
+    """
+    etag, size = answered(answer, "ETag", ETAG), answered_size(answer, "ContentLength")
+    modified = answered(answer, "LastModified", MOMENT)
+    metadata = answer.get("Metadata")
+    if not isinstance(metadata, dict):
+        metadata = {}
     digest, push = str(metadata.get("content-sha256", "")), str(metadata.get("tazpod-push", ""))
-    return Remote(str(answer.get("ETag", "")), size, digest, push, modified)
+    if not DIGEST.fullmatch(digest):
+        digest = ""
+    if not PUSH_ID.fullmatch(push):
+        push = ""
+    return Remote(etag, size, digest, push, modified)
 
 
 def head(storage: Storage, key: str = LATEST_KEY) -> Remote | None:
     """The object at a key; None only when the storage says so."""
     try:
-        return parse_remote(s3(storage, "head-object", "--key", key))
+        answer = s3(storage, "head-object", "--key", key)
     except StorageError as error:
         if error.code in ABSENT_CODES:
             return None
         if error.code in ("400", "403"):  # the answer to HEAD has no text that could say why
             list_history(storage)
         raise
+    return parse_remote(answer)
 
 
 def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | None:
     """Fetch the object at a key into a new file, and check that all of it came; None as `head`."""
     try:
-        remote = parse_remote(s3(storage, "get-object", "--key", key, str(target)))
+        answer = s3(storage, "get-object", "--key", key, str(target))
     except StorageError as error:
         # Not a bare 404: whatever stands between here and the storage can say that as well.
         if error.code in ("NoSuchKey", "NoSuchBucket"):
             return None
         raise
+    remote = parse_remote(answer)
     fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         digest, size = digest_fd(fd), os.fstat(fd).st_size
         os.fsync(fd)
     finally:
         os.close(fd)
-    # Without an etag it was not the storage that answered.
-    if not remote.etag or size == 0 or size != remote.size or remote.digest not in ("", digest):
+    if size == 0 or size != remote.size or remote.digest not in ("", digest):
         raise StorageError(f"storage {storage.bucket}: {key} came damaged", "try again")
     return remote._replace(digest=digest)
 
 
 def too_old(error: StorageError) -> bool:
     """Whether aws itself, not the storage, refused an option that it does not know."""
-    return not error.code and "Unknown options" in str(error)
+    return error.code == UNKNOWN_OPTIONS
 
 
 def put_words(path: object, digest: str, base: Remote | None, push: str) -> tuple[str, ...]:
@@ -3800,33 +3970,52 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push:
     return now
 
 
-def list_history(storage: Storage) -> dict[str, dict[str, Any]]:
-    """The versions in the storage: what list-objects-v2 says of each key, the oldest first."""
-    answer = s3(storage, "list-objects-v2", "--prefix", f"{HISTORY_PREFIX}vault-")
-    items = sorted(answer.get("Contents") or [], key=lambda item: version_order(item["Key"]))
-    return {item["Key"]: item for item in items}
+def version_key(name: str) -> str:
+    """The key in the storage of a version with this name; '' when no version can have it."""
+    return f"{HISTORY_PREFIX}{name}.tar.aes" if VERSION_NAME.fullmatch(name) else ""
+
+
+def version_in(key: object) -> str:
+    """The name of the version at a key of the storage; '' when it is none of ours."""
+    if not isinstance(key, str):
+        raise StorageError("the storage's answer makes no sense: Key")
+    name = key[len(HISTORY_PREFIX) : -len(".tar.aes")]
+    return name if version_key(name) == key else ""
+
+
+def list_history(storage: Storage) -> dict[str, Remote]:
+    """The versions in the storage by key, the oldest first; what else lies there is not ours."""
+    items = s3(storage, "list-objects-v2", "--prefix", f"{HISTORY_PREFIX}vault-").get("Contents") or []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise StorageError("the storage's answer makes no sense: Contents")
+    found = {}
+    for item in items:
+        if version_in(item.get("Key")):
+            etag, size = answered(item, "ETag", ETAG), answered_size(item, "Size")
+            found[item["Key"]] = Remote(etag, size, "", "", answered(item, "LastModified", MOMENT))
+    return dict(sorted(found.items(), key=lambda pair: version_order(pair[0])))
 
 
 def version_order(key: str) -> tuple[str, int]:
     """What sorts the keys of versions by age, also those of one second."""
-    stem, _, number = key[len(HISTORY_PREFIX) : -len(".tar.aes")].partition("-")[2].partition("-")
-    return stem, int(number) if number.isdigit() else 1
+    stem, _, number = version_in(key).partition("-")[2].partition("-")
+    return stem, int(number or 1)
 
 
 def history_key(modified: str, etag: str, taken: Mapping[str, str]) -> str:
     """Where a version belongs in the history: its time as YYYYMMDDTHHMMSS, told apart if taken."""
-    digits = re.sub(r"\D", "", modified)[:14].ljust(14, "0")
-    stem, number = f"{HISTORY_PREFIX}vault-{digits[:8]}T{digits[8:]}", 1
-    key = f"{stem}.tar.aes"
+    digits = re.sub(r"\D", "", modified)[:14]
+    stem, number = f"vault-{digits[:8]}T{digits[8:]}", 1
+    key = version_key(stem)
     while taken.get(key, etag) != etag:
         number += 1
-        key = f"{stem}-{number}.tar.aes"
+        key = version_key(f"{stem}-{number}")
     return key
 
 
 def version_for(storage: Storage, remote: Remote) -> tuple[str, dict[str, str]]:
     """The key in the history for the present object, and the etags of what is there."""
-    taken = {key: str(item.get("ETag", "")) for key, item in list_history(storage).items()}
+    taken = {key: version.etag for key, version in list_history(storage).items()}
     return history_key(remote.modified, remote.etag, taken), taken
 
 
@@ -3849,12 +4038,14 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
             if error.code in (*CONFLICT_CODES, *ABSENT_CODES):
                 return False
             raise
-        if not (answer.get("CopyObjectResult") or {}).get("ETag"):
+        copied = answer.get("CopyObjectResult")
+        if not isinstance(copied, dict) or not copied.get("ETag"):
             raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
     old = sorted({*taken, key}, key=version_order)[: -retention or None]
     if old:
         objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
-        s3(storage, "delete-objects", "--delete", objects)
+        if s3(storage, "delete-objects", "--delete", objects).get("Errors"):
+            warn(f"storage {storage.bucket}: versions older than the newest {retention} could not be deleted")
     return True
 
 
@@ -4147,13 +4338,33 @@ def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -
     return "diverged" if changed_there else "ahead"
 
 
+# What remote.json may hold, and in which form.
+BASE_FORMS = {
+    "bucket": AWS_BUCKET,
+    "etag": re.compile(rf"{ETAG.pattern}|"),
+    "digest": re.compile(rf"{DIGEST.pattern}|"),
+    "time": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} UTC"),
+    "pushing": PUSH_ID,
+    "conflict": DIGEST,
+}
+
+
 def read_base(vault: Vault) -> dict[str, str]:
-    """What was last synced: bucket, etag, digest, time; `pushing` while a push is under way."""
+    """What was last synced: bucket, etag, digest, time; `pushing` while a push is under way.
+
+    A container can write this file: when anything in it has another form, nothing of it is believed.
+    """
     try:
         data = json.loads(read_shared(vault.folder / "remote.json"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+    if not isinstance(data, dict):
+        return {}
+    for name, value in data.items():
+        form = BASE_FORMS.get(name)
+        if form is None or not isinstance(value, str) or not form.fullmatch(value):
+            return {}
+    return data
 
 
 def write_base(vault: Vault, config: Config, **facts: str) -> None:
@@ -5214,26 +5425,34 @@ DEVICE_CODE = "--use-device-code"
 
 def login_argvs(profile: str) -> tuple[list[str], list[str]]:
     """`aws configure sso` and `aws sso login`."""
-    return ["aws", "configure", "sso", "--profile", profile], ["aws", "sso", "login", "--profile", profile]
+    return aws_argv("configure", "sso", "--profile", profile), aws_argv("sso", "login", "--profile", profile)
 
 
 @forwarded
 def cmd_login(args: argparse.Namespace, config: Config) -> int:
     """log in to AWS by single sign-on"""
-    vault, profile, env = pod_vault(config), config.aws_profile, aws_environment()
+    vault, profile = pod_vault(config), config.aws_profile
     login_in_ram(vault)
+    for name in (".aws/sso/cache", ".aws/cli/cache"):
+        make_folders(vault.home, name)  # where aws keeps what the login gives: see `aws_environment`
     ask, sso = login_argvs(profile)
-    if not write_profile(config, Path(env["AWS_CONFIG_FILE"])) and run_foreground(ask, env=env) != 0:
-        raise StorageError(f"the profile {profile} was not set up", "tazpod login tries again")
-    valid = ["aws", "configure", "export-credentials", "--profile", profile]
-    if capture(valid, limit=CALL_LIMIT, env=env).code == 0:
+    if not write_profile(config, aws_config_file()):
+        with aws_environment() as env:
+            private_folder(aws_config_file().parent)
+            code = run_foreground(ask, env={**env, "AWS_CONFIG_FILE": str(aws_config_file())})
+        if code != 0:
+            raise StorageError(f"the profile {profile} was not set up", "tazpod login tries again")
+    if ask_aws("configure", "export-credentials", "--profile", profile).code == 0:
         say(f"the login {profile} is still valid")
         return OK
     # The browser's answer could not come back into the container; older versions know no other way.
     # Asked by an option that none knows, so that nothing is done; all that is unknown is named.
-    probe = capture([*sso, DEVICE_CODE, "--tazpod-probe"], env=env)
-    device = not re.search("Unknown options:.*--use-device-code", probe.err)
-    if run_foreground([*sso, *((DEVICE_CODE,) if device else ())], env=env) != 0:
+    probe = ask_aws(*sso[1:], DEVICE_CODE, "--tazpod-probe")
+    if not re.search("Unknown options:.*--use-device-code", probe.err):
+        sso.append(DEVICE_CODE)
+    with aws_environment() as env:
+        code = run_foreground(sso, env=env)
+    if code != 0:
         raise StorageError(f"the login {profile} failed", "tazpod login tries again")
     say(f"logged in as {profile}")
     return OK
@@ -5252,7 +5471,14 @@ def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
 
 def remote_key(args: argparse.Namespace) -> str:
     """The key in the storage of what the person calls a version."""
-    return f"{HISTORY_PREFIX}{args.version.replace('.tar.aes', '')}.tar.aes" if args.version else LATEST_KEY
+    if not args.version:
+        return LATEST_KEY
+    key = version_key(args.version.replace(".tar.aes", ""))
+    if not key:
+        raise UsageError(
+            f"{args.version!r} is not the name of a version", "tazpod history --remote lists them"
+        )
+    return key
 
 
 @contextlib.contextmanager
@@ -5301,9 +5527,8 @@ def cmd_restore(args: argparse.Namespace, config: Config) -> int:
 @forwarded
 def remote_history(args: argparse.Namespace, config: Config) -> int:
     """List the versions in the storage."""
-    for key, item in list_history(storage_of(config, pod_vault(config))).items():
-        name = key[len(HISTORY_PREFIX) : -len(".tar.aes")]
-        emit(f"{name:<26}  {item.get('LastModified', '')!s:<23}  {item.get('Size', 0):>10} bytes")
+    for key, version in list_history(storage_of(config, pod_vault(config))).items():
+        emit(f"{version_in(key):<26}  {version.modified:<23}  {version.size:>10} bytes")
     return OK
 
 
@@ -5847,7 +6072,10 @@ def check_pod() -> Iterator[Check]:
     for name in PROGRAMS:
         needed = name in POD_PROGRAMS
         try:
-            result = capture([name, VERSION_WORD.get(name, "--version")], limit=30)
+            if name == "aws":
+                result = ask_aws("--version")
+            else:
+                result = capture([name, VERSION_WORD.get(name, "--version")], limit=30)
             said = (result.out.decode(errors="replace") or result.err).strip().splitlines()
             version = re.sub(r" \([^)]*\)$", "", said[0]) if said else "says nothing of its version"
             yield Check("ok", name, version)
@@ -5884,12 +6112,12 @@ def check_ram() -> Iterator[Check]:
 
 def check_aws() -> Iterator[Check]:
     """What the AWS CLI knows, asked together with an option that none knows, so that nothing is done."""
-    put = ["aws", "s3api", "put-object", "--bucket", "x", "--key", "x"]
+    put = aws_argv("s3api", "put-object", "--bucket", "x", "--key", "x")
     for argv, flag, use in (
         ([*put, "--if-match", "x", "--if-none-match", "x"], "--if-", "conditional writes"),
         ([*login_argvs("x")[1], DEVICE_CODE], DEVICE_CODE, "login by a code"),
     ):
-        result = capture([*argv, "--tazpod-probe"], env=aws_environment())
+        result = ask_aws(*argv[1:], "--tazpod-probe")
         knows = "--tazpod-probe" in result.err and not re.search(f"Unknown options:.*{flag}", result.err)
         fix = "use an image with version 2.23 of the AWS CLI, or a later one"
         yield check("aws", knows, f"{'knows' if knows else 'does not know'} {use}", fix, "advice")
@@ -6067,7 +6295,7 @@ def _show_login(args: argparse.Namespace, config: Config, vault: Vault) -> Itera
     if mounted_at(vault.home / ".aws") is None:
         yield line(as_root(tmpfs_argv(vault.home / ".aws", "1m")))
     ask, sso = login_argvs(config.aws_profile)
-    if not profile_text(config, Path(aws_environment()["AWS_CONFIG_FILE"])):
+    if not profile_text(config, aws_config_file()):
         yield line(ask)
     yield line([*sso, DEVICE_CODE])
 

@@ -186,6 +186,7 @@ class Gate(http.server.BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
         note = {"method": self.command, "path": self.path, "bytes": size, "status": 0}
+        note["told"] = "\n".join(f"{name}: {value}" for name, value in self.headers.items())
         Gate.log.append(note)
         rule = self.rule()
         do = rule.get("do", "")
@@ -201,7 +202,9 @@ class Gate(http.server.BaseHTTPRequestHandler):
         if do == "answer":
             note["status"] = rule["status"]
             text = rule.get("text", "").encode()
-            return self.answer(rule["status"], text)
+            return self.answer(
+                rule["status"], text, {"Content-Length": str(len(text)), **rule.get("headers", {})}
+            )
         store = http.client.HTTPConnection("127.0.0.1", STORE, timeout=30)
         store.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():

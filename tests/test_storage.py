@@ -567,6 +567,131 @@ def test_a_push_that_came_there_cut_is_pushed_again(bench: Bench) -> None:
     assert bench.latest() == md5(b"second")
 
 
+# -- a storage that is not believed
+
+
+SECRET = "correct horse battery"
+NO_ETAGS = (
+    *("file:///bench/secret", "fileb:///bench/secret", "http://127.0.0.1:8300/x", '"file:///bench/secret"'),
+    *('"a" "b"', "abc", '"', "", '"\xe9"'),
+)
+
+
+def secret_file(bench: Bench) -> str:
+    """A file that nobody is to hear of."""
+    (bench.box / "bench/secret").write_text(SECRET)
+    return "file:///bench/secret"
+
+
+def told_nobody(bench: Bench, *answers: s3lib.Answer) -> None:
+    assert not any(SECRET in note["told"] + note["path"] for note in bench.log())
+    assert not any(SECRET in answer.error + answer.hint + answer.said for answer in answers)
+
+
+@needs_engine
+@pytest.mark.parametrize("force", [False, True])
+def test_an_etag_that_names_a_file_brings_the_storage_nothing(bench: Bench, force: bool) -> None:
+    a, _ = two(bench, limits=QUICK)
+    a.seal("second")
+    secret_file(bench)
+    time, rule = {"Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT"}, {"times": 9, "do": "answer"}
+    for etag in NO_ETAGS:
+        headers = {**time, "ETag": etag} if etag else time
+        bench.rules({"method": "HEAD", "status": 200, "headers": headers, **rule})
+        answer = a.push(force=force)
+        assert answer.kind == "StorageError", etag
+        told_nobody(bench, answer)
+    bench.rules()
+    assert bench.objects() == {LATEST: md5(b"first")}
+
+
+@needs_engine
+def test_a_history_that_names_files_brings_the_storage_nothing(bench: Bench) -> None:
+    a, _ = two(bench, limits=QUICK)
+    a.seal("second")
+    secret_file(bench)
+    for key, etag, size, what in (
+        (f"{HISTORY}vault-20200101T000000.tar.aes", "file:///bench/secret", "1", "ETag"),
+        (f"{HISTORY}vault-20200101T000000.tar.aes", '"x"', "-1", "Size"),
+        ("file:///bench/secret", '"x"', "1", ""),
+        (f"{HISTORY}vault-20200101T000000.tar.aes/../x", '"x"', "1", ""),
+    ):
+        item = f"<Key>{key}</Key><ETag>{etag}</ETag><Size>{size}</Size>"
+        page = f"<Contents>{item}<LastModified>2026-01-02T03:04:05Z</LastModified></Contents>"
+        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>file:///bench/secret</NextContinuationToken>"
+        names = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        bench.rules(
+            *(
+                {"method": "GET", "do": "answer", "status": 200, "text": f"{names}{text}</ListBucketResult>"}
+                for text in (more, page)
+            )
+        )
+        answer = a.does("list_history")
+        assert answer.error.endswith(f"makes no sense: {what}") if what else answer.result == {}
+        told_nobody(bench, answer)
+
+
+@needs_engine
+@pytest.mark.parametrize("setting", ["bucket", "region", "profile", "endpoint"])
+def test_no_setting_names_a_file_for_aws(bench: Bench, setting: str) -> None:
+    place = secret_file(bench)
+    a = bench.machine(
+        "a", limits=QUICK, config={f"aws_{setting}": place}, env=KEYS if setting != "profile" else {}
+    )
+    a.seal("first")
+    for word in ("push", "pull", "make_bucket", "honours_conditions", "list_history"):
+        answer = a.does(word)
+        assert answer.kind == "StorageError", (setting, word)
+        told_nobody(bench, answer)
+    assert bench.log() == []
+
+
+@needs_engine
+def test_aws_gets_no_setting_that_runs_a_program_or_sends_a_file_away(bench: Bench) -> None:
+    a = bench.machine("a", env={"AWS_CONFIG_FILE": "/bench/machines/a/config"}, limits=QUICK, plain=True)
+    secret_file(bench)
+    for text in (
+        "[profile nobody]\ncredential_process = touch /bench/owned",
+        "[profile nobody]\nrole_arn = arn:aws:iam::1:role/x\nweb_identity_token_file = /bench/secret",
+        "[profile nobody]\nregion = x\nENDPOINT_URL: http://127.0.0.1:8300",
+        "[plugins]\ncli_legacy_plugin_path = /bench\nowned = owned",
+        "[services x]\ns3 =\n  endpoint_url = http://127.0.0.1:8300",
+        "[profile nobody]\nca_bundle = /bench/secret",
+        "no settings at all",
+    ):
+        (a.folder / "config").write_text(text)
+        answer = a.pull()
+        assert "/bench/machines/a/config: " in answer.error, text
+        assert answer.hint
+        told_nobody(bench, answer)
+    assert not (bench.box / "bench/owned").exists()
+
+
+@needs_engine
+def test_an_alias_and_a_model_in_the_home_are_not_for_our_calls_of_aws(bench: Bench) -> None:
+    home = "/bench/machines/a/home"
+    a = bench.machine("a", env={"HOME": home, **KEYS}, plain=True)
+    for name in ("cli", "models/s3/2006-03-01"):
+        (a.folder / "home/.aws" / name).mkdir(parents=True)
+    (a.folder / "home/.aws/cli/alias").write_text(f"[toplevel]\ns3api = !touch {home}/owned\n")
+    (a.folder / "home/.aws/models/s3/2006-03-01/service-2.json").write_text("{}")
+    a.seal("first")
+    assert a.push().result is True
+    assert not (a.folder / "home/owned").exists()
+    assert list((bench.box / "bench").rglob("tazpod-aws-*")) == []
+
+
+@needs_engine
+def test_what_lies_in_the_history_and_is_no_version_stays(bench: Bench) -> None:
+    a = bench.machine("a", config={"vault_retention": 1})
+    notes = bench.put(b"of somebody", key=f"{HISTORY}vault-notes.txt")
+    for number in range(4):
+        a.seal(f"version {number}")
+        assert a.push().result is True
+    assert bench.kept() == {md5(b"version 2"), md5(b"version 3"), notes}
+    assert len(a.does("list_history").result) == 1
+
+
 # -- aws and stores that do not know conditions
 
 
@@ -843,9 +968,10 @@ def test_the_calls_of_a_push_over_another_with_a_full_history(
     metadata = {"content-sha256": FIRST, "tazpod-push": push}
     old = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 13)]
     config = replace(calls.config, vault_retention=12)
-    tazpod.write_base(calls.vault, config, etag='"e1"', digest="0")
+    tazpod.write_base(calls.vault, config, etag='"e1"', digest="0" * 64)
     calls.will("head-object", HEAD_ANSWER)
-    calls.will("list-objects-v2", {"Contents": [{"Key": key, "ETag": '"x"'} for key in reversed(old)]})
+    there = {"ETag": '"x"', "Size": 1, "LastModified": HEAD_ANSWER["LastModified"]}
+    calls.will("list-objects-v2", {"Contents": [{"Key": key, **there} for key in reversed(old)]})
     calls.will("copy-object", {"CopyObjectResult": {"ETag": '"e1"'}})
     calls.will("delete-objects")
     calls.will("put-object")
@@ -933,6 +1059,55 @@ def test_keys_of_the_vault_go_to_aws_by_a_descriptor_alone(calls: Calls) -> None
     assert seen == [f"[{name}]\naws_access_key_id=AKTEST\naws_secret_access_key=SKTEST\n".encode()]
 
 
+ODD = (5, -1, True, 1.5, "x", "file:///x", None, [], [5], {}, {"ETag": 5}, '"e1"\n', "٣" * 64)
+
+
+@pytest.mark.parametrize("name", ["ETag", "ContentLength", "LastModified", "Metadata"])
+def test_an_answer_of_an_odd_shape_is_an_error_and_no_traceback(calls: Calls, name: str) -> None:
+    for value in ODD:
+        calls.will("head-object", {**HEAD_ANSWER, name: value})
+        legal = name == "Metadata" or (name == "ContentLength" and value == 5 and value is not True)
+        if legal:
+            seen = tazpod.head(Storage("b", "r", "p"))
+            assert seen is not None
+            assert (seen.digest, seen.push) == ("", "")
+        else:
+            with pytest.raises(tazpod.StorageError, match=f"makes no sense: {name}"):
+                tazpod.head(Storage("b", "r", "p"))
+
+
+def test_metadata_in_no_form_of_ours_is_none(calls: Calls) -> None:
+    for value in ODD:
+        calls.will(
+            "head-object", {**HEAD_ANSWER, "Metadata": {"content-sha256": value, "tazpod-push": value}}
+        )
+        seen = tazpod.head(Storage("b", "r", "p"))
+        assert seen is not None
+        assert (seen.digest, seen.push) == ("", "")
+
+
+@pytest.mark.parametrize("answer", [[], "x", 5, {"Contents": 5}, {"Contents": [5]}, {"Contents": [{}]}])
+def test_a_history_of_an_odd_shape_is_an_error_and_no_traceback(calls: Calls, answer: object) -> None:
+    calls.will("list-objects-v2", answer or "[]")
+    with pytest.raises(tazpod.StorageError, match="makes no sense"):
+        tazpod.list_history(Storage("b", "r", "p"))
+
+
+def test_remote_json_is_believed_only_in_its_own_form(tmp_path: Path) -> None:
+    config, vault = Config(tmp_path, "lab"), tazpod.Vault(tmp_path, tmp_path)
+    good = {"etag": '"e"', "digest": FIRST, "time": "2026-01-02 03:04:05 UTC", "pushing": "a" * 32}
+    tazpod.write_base(vault, config, **good)
+    assert tazpod.base_of(vault, config) == {"bucket": "tazlab-storage", **good}
+    for name, value in (
+        ("etag", "file:///home/tazpod/secrets/.vault_pass"),
+        *(("digest", "0"), ("time", "\x1b[2J"), ("pushing", "x"), ("conflict", "x"), ("other", "x")),
+        *(("etag", 5), ("digest", [FIRST])),
+    ):
+        text = json.dumps({"bucket": "tazlab-storage", **good, name: value})
+        (tmp_path / "remote.json").write_text(text)
+        assert tazpod.base_of(vault, config) == {}, name
+
+
 # -- what decides
 
 
@@ -950,6 +1125,13 @@ def test_keys_of_the_vault_go_to_aws_by_a_descriptor_alone(calls: Calls) -> None
         ("The config profile (x) could not be found", "expired", "tazpod login", ""),
         ('\nCould not connect to the endpoint URL: "http://x/"', "Could not connect", "", ""),
         ("", "aws status 254", "", ""),
+        ("An error occurred (x y) when calling X: Unknown options", "Unknown options", "", "unknown"),
+        (
+            "An error occurred (X) when calling X: you sent FwoGZXIvYXdzEJr9q0example+/==12345Ab",
+            "[...]",
+            "",
+            "X",
+        ),
     ],
 )
 def test_what_aws_says_becomes_one_line_with_a_next_step(said: str, error: str, hint: str, code: str) -> None:
@@ -975,7 +1157,6 @@ def test_what_aws_says_becomes_one_line_with_a_next_step(said: str, error: str, 
             {"20260102T030405": "x", "20260102T030405-2": "y"},
             "20260102T030405-3",
         ),
-        ("", "e", {}, "00000000T000000"),
     ],
 )
 def test_the_name_of_a_version_in_the_history(
