@@ -1087,13 +1087,20 @@ def find_project(start: Path) -> Path | None:
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a YAML mapping, dotted below a section, with their nodes."""
-    for key, value in node.value:
+    """The keys of a YAML mapping, dotted below a section, with their nodes; none of None."""
+    for key, value in node.value if node else ():
         name = f"{prefix}{key.value}"
         if value.id == "mapping" and name in SECTIONS:
             yield from _flatten(value, f"{name}.")
         else:
             yield name, value
+
+
+def _kind_of(node: Any) -> str:
+    """What YAML takes a node for: `mapping`, `sequence`, or a scalar's `str`, `int`, `bool`, `null`."""
+    if node.id != "scalar":
+        return str(node.id)
+    return str(node.tag).rsplit(":", 1)[-1]
 
 
 def _text_of(node: Any) -> str:
@@ -1108,89 +1115,127 @@ def _legal(key: Key, text: str) -> str:
     return text
 
 
-def _read_value(name: str, key: Key, node: Any) -> Any:
-    """The value of a node, or ValueError with what was wanted instead."""
-    tag = str(node.tag).rsplit(":", 1)[-1]
-    if key.kind is list:
-        if node.id != "sequence":
-            raise ValueError("must be a list")
-        return tuple(_legal(key, _text_of(item)) for item in node.value)
-    if key.kind is dict:
-        if node.id != "mapping":
-            raise ValueError("must be a mapping")
-        pairs = [(_legal(key, _text_of(k)), v) for k, v in node.value]
-        return tuple((k, None if str(v.tag).endswith(":null") else _text_of(v)) for k, v in pairs)
-    words = {str: "text", bool: "true or false", int: "a whole number"}[key.kind]
-    # An account number is written without quotes as often as with them, and `off` is a YAML boolean.
-    as_text = key.kind is str and (
-        tag == "str" or key.pattern is MTU or (tag == "int" and name.endswith("_id"))
-    )
-    if node.id != "scalar" or not (as_text or tag == key.kind.__name__):
-        raise ValueError(f"must be {words}")
-    if key.kind is bool:
-        return node.value.lower() in ("true", "yes", "on")
-    if key.kind is int:
-        if not node.value.isdigit() or int(node.value) > key.most:
-            raise ValueError(f"must be a whole number from 0 to {key.most}")
-        return int(node.value)
-    return _legal(key, "off" if tag == "bool" and node.value.lower() in ("false", "no") else node.value)
+def _read_text(key: Key, node: Any) -> str:
+    kind = _kind_of(node)
+    if key.pattern is MTU and kind == "bool" and node.value.lower() in ("off", "no", "false"):
+        return "off"  # for YAML 1.1 that is a boolean
+    as_written = key.pattern is MTU or (kind == "int" and key.field.endswith("_id"))  # mostly without quotes
+    if kind in ("mapping", "sequence") or not (kind == "str" or as_written):
+        raise ValueError("must be text")
+    return _legal(key, node.value)
 
 
-def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
-    """The configuration that a config.yaml says, and warnings.  UsageError names file, line, key."""
+def _read_flag(key: Key, node: Any) -> bool:
+    if _kind_of(node) != "bool":
+        raise ValueError("must be true or false")
+    return node.value.lower() in ("true", "yes", "on")
+
+
+def _read_number(key: Key, node: Any) -> int:
+    if _kind_of(node) != "int":
+        raise ValueError("must be a whole number")
+    if not node.value.isdigit() or int(node.value) > key.most:
+        raise ValueError(f"must be a whole number from 0 to {key.most}")
+    return int(node.value)
+
+
+def _read_list(key: Key, node: Any) -> tuple[str, ...]:
+    if _kind_of(node) != "sequence":
+        raise ValueError("must be a list")
+    return tuple(_legal(key, _text_of(item)) for item in node.value)
+
+
+def _read_mapping(key: Key, node: Any) -> tuple[tuple[str, str | None], ...]:
+    if _kind_of(node) != "mapping":
+        raise ValueError("must be a mapping")
+    pairs = []
+    for left, right in node.value:
+        name, value = _legal(key, _text_of(left)), None
+        if _kind_of(right) != "null":
+            value = _text_of(right)
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+# How a value of each type is read from its node: ValueError says what was wanted instead.
+READERS: dict[type, Callable[[Key, Any], Any]] = {
+    str: _read_text,
+    bool: _read_flag,
+    int: _read_number,
+    list: _read_list,
+    dict: _read_mapping,
+}
+
+
+def _compose(text: str, where: Path) -> Any:
+    """The nodes of a YAML text, None when it says nothing."""
     yaml = need("yaml")
-    where = project / CONFIG_PATH
-    # The faster one, in C, crashes when a text is nested deeper than its stack.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if len(text) < 8192 else yaml.SafeLoader
+    loader = yaml.SafeLoader
+    if len(text) < 8192:  # the faster one, in C, crashes when a text is nested deeper than its stack
+        loader = getattr(yaml, "CSafeLoader", loader)
     try:
         root = yaml.compose(text, loader)
     except RecursionError:
         raise UsageError(f"{where}: not valid YAML: nested too deep") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        line, mark = "", getattr(error, "problem_mark", None)
+        if mark:
+            line = f":{mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
-    config = Config(project=project, container_name=legal_name(project.name))
-    if root is None or str(root.tag).endswith(":null"):
-        return config, []
+    if root is None or _kind_of(root) == "null":
+        return None
     if root.id != "mapping":
         raise UsageError(f"{where}:{root.start_mark.line + 1}: must be a mapping of keys")
+    return root
+
+
+def _unknown(name: str) -> str:
+    import difflib
+
+    text = f"unknown key {name}"
+    for near in difflib.get_close_matches(name, KEYS, n=1):
+        text += f"; did you mean {near}?"
+    return text
+
+
+def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
+    """The configuration that a config.yaml says, and warnings.  UsageError names file, line, key."""
+    where = project / CONFIG_PATH
     values: dict[str, Any] = {}
     seen: set[str] = set()
     warnings: list[str] = []
-    for name, node in _flatten(root):
-        line = node.start_mark.line + 1
+    for name, node in _flatten(_compose(text, where)):
+        place = f"{where}:{node.start_mark.line + 1}"
+        if name in seen:
+            warnings.append(f"{place}: {name} is there twice; the last one counts")
+        seen.add(name)
         if name == "ghost_mode" and str(node.value).lower() in ("false", "no", "off"):
             values.setdefault("ghost_mode", False)  # where older files kept it
-        if name in seen:
-            warnings.append(f"{where}:{line}: {name} is there twice; the last one counts")
-        seen.add(name)
-        if name.split(".")[0] in LEGACY_KEYS or str(node.tag).endswith(":null"):
+        if name.split(".")[0] in LEGACY_KEYS or _kind_of(node) == "null":
             continue
         if name in SECTIONS:
-            raise UsageError(f"{where}:{line}: {name}: must be a mapping of keys")
-        key = KEYS.get(name)
-        if key is None:
-            import difflib
-
-            near = difflib.get_close_matches(name, KEYS, n=1)
-            advice = f"; did you mean {near[0]}?" if near else ""
-            warnings.append(f"{where}:{line}: unknown key {name}{advice}")
+            raise UsageError(f"{place}: {name}: must be a mapping of keys")
+        if name not in KEYS:
+            warnings.append(f"{place}: {_unknown(name)}")
             continue
+        key = KEYS[name]
         try:
-            values[key.field] = _read_value(name, key, node)
+            values[key.field] = READERS[key.kind](key, node)
         except ValueError as error:
-            raise UsageError(f"{where}:{line}: {name}: {error}") from None
-    values["aws_named"] = any(name.startswith("aws_") for name in values)
-    return config._replace(**values), warnings
+            raise UsageError(f"{place}: {name}: {error}") from None
+    values.setdefault("container_name", legal_name(project.name))
+    named = any(field.startswith("aws_") for field in values)
+    return Config(project, **values, aws_named=named), warnings
 
 
 def setting_lines(text: str) -> dict[str, int]:
     """The line of each key that a config.yaml sets."""
-    root = need("yaml").compose(text, need("yaml").SafeLoader)
-    pairs = _flatten(root) if root is not None and root.id == "mapping" else ()
-    return {name: node.start_mark.line + 1 for name, node in pairs if not str(node.tag).endswith(":null")}
+    lines = {}
+    for name, node in _flatten(_compose(text, Path(CONFIG_PATH))):
+        if _kind_of(node) != "null":
+            lines[name] = node.start_mark.line + 1
+    return lines
 
 
 def tool_stamp() -> tuple[int, ...]:

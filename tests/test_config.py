@@ -599,6 +599,15 @@ def test_git_is_offered_only_what_describes_the_environment(empty):
     ]
 
 
+@pytest.mark.parametrize("value", ["!!bool [x]", "!!int {a: b}", "!!str [x]", "!!null [x]", "!!bool {}"])
+@pytest.mark.parametrize("name", ["image", "network.mtu", "vault.keep", "features.debug"])
+def test_a_tag_that_lies_is_wrong_usage(name, value):
+    section, _, leaf = name.rpartition(".")
+    text = f"{section}: {{{leaf}: {value}}}" if section else f"{leaf}: {value}"
+    with pytest.raises(tazpod.UsageError, match=f":1: {name}: must be"):
+        parsed(text)
+
+
 @pytest.mark.parametrize("piece", ["[", "- ", "{a: "])
 @pytest.mark.parametrize("size", [8000, 400_000])
 def test_a_config_nested_too_deep_is_no_crash(piece, size, tmp_path):
