@@ -1087,8 +1087,8 @@ def find_project(start: Path) -> Path | None:
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a YAML mapping, dotted below a section, with their nodes; none of None."""
-    for key, value in node.value if node else ():
+    """The keys of a YAML mapping, dotted below a section, with their nodes."""
+    for key, value in node.value:
         name = f"{prefix}{key.value}"
         if value.id == "mapping" and name in SECTIONS:
             yield from _flatten(value, f"{name}.")
@@ -1150,10 +1150,10 @@ def _read_mapping(key: Key, node: Any) -> tuple[tuple[str, str | None], ...]:
         raise ValueError("must be a mapping")
     pairs = []
     for left, right in node.value:
-        name, value = _legal(key, _text_of(left)), None
+        value = None
         if _kind_of(right) != "null":
             value = _text_of(right)
-        pairs.append((name, value))
+        pairs.append((_legal(key, _text_of(left)), value))
     return tuple(pairs)
 
 
@@ -1167,8 +1167,8 @@ READERS: dict[type, Callable[[Key, Any], Any]] = {
 }
 
 
-def _compose(text: str, where: Path) -> Any:
-    """The nodes of a YAML text, None when it says nothing."""
+def _settings(text: str, where: Path) -> Iterator[tuple[str, Any]]:
+    """The keys that a YAML text sets, dotted below a section, with their nodes."""
     yaml = need("yaml")
     loader = yaml.SafeLoader
     if len(text) < 8192:  # the faster one, in C, crashes when a text is nested deeper than its stack
@@ -1178,16 +1178,17 @@ def _compose(text: str, where: Path) -> Any:
     except RecursionError:
         raise UsageError(f"{where}: not valid YAML: nested too deep") from None
     except yaml.YAMLError as error:
-        line, mark = "", getattr(error, "problem_mark", None)
+        place = str(where)
+        mark = getattr(error, "problem_mark", None)
         if mark:
-            line = f":{mark.line + 1}"
+            place += f":{mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
+        raise UsageError(f"{place}: not valid YAML: {problem}") from None
     if root is None or _kind_of(root) == "null":
-        return None
+        return iter(())
     if root.id != "mapping":
         raise UsageError(f"{where}:{root.start_mark.line + 1}: must be a mapping of keys")
-    return root
+    return _flatten(root)
 
 
 def _unknown(name: str) -> str:
@@ -1205,7 +1206,7 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
     values: dict[str, Any] = {}
     seen: set[str] = set()
     warnings: list[str] = []
-    for name, node in _flatten(_compose(text, where)):
+    for name, node in _settings(text, where):
         place = f"{where}:{node.start_mark.line + 1}"
         if name in seen:
             warnings.append(f"{place}: {name} is there twice; the last one counts")
@@ -1232,7 +1233,7 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
 def setting_lines(text: str) -> dict[str, int]:
     """The line of each key that a config.yaml sets."""
     lines = {}
-    for name, node in _flatten(_compose(text, Path(CONFIG_PATH))):
+    for name, node in _settings(text, Path(CONFIG_PATH)):
         if _kind_of(node) != "null":
             lines[name] = node.start_mark.line + 1
     return lines
@@ -1249,7 +1250,9 @@ def tool_stamp() -> tuple[int, ...]:
 def state_folder() -> Path:
     """What is remembered outside the projects, where nothing in a container can write."""
     given = os.environ.get("XDG_STATE_HOME", "")
-    return Path(given if os.path.isabs(given) else home_folder() / ".local/state", "tazpod")
+    if not os.path.isabs(given):
+        return home_folder() / ".local/state/tazpod"
+    return Path(given, "tazpod")
 
 
 def project_state(project: Path) -> Path:
@@ -1297,7 +1300,9 @@ def in_pod() -> bool:
 def home_folder() -> Path:
     """The home of the person on the host; one that is not there where nobody knows it."""
     home = os.path.expanduser("~")
-    return Path(home if os.path.isabs(home) else "/nonexistent")
+    if not os.path.isabs(home):
+        return Path("/nonexistent")
+    return Path(home)
 
 
 def host_path(config: Config, path: str) -> str:
@@ -1305,7 +1310,9 @@ def host_path(config: Config, path: str) -> str:
     first = path.partition("/")[0]
     if first == "~":
         return str(home_folder() / path[2:])
-    return os.path.normpath(config.project / path) if first in (".", "..") else path
+    if first in (".", ".."):
+        return os.path.normpath(config.project / path)
+    return path
 
 
 def make_folders(root: Path, name: str) -> bool:
@@ -1630,7 +1637,8 @@ def free_name(project: Path) -> str:
 def remember_project(project: Path) -> None:
     """Add a project to those of this host; losing the list is harmless."""
     with contextlib.suppress(OSError, UnicodeError):
-        path, others = projects_file(), other_projects(project)
+        path = projects_file()
+        others = other_projects(project)
         private_folder(path.parent)
         write_whole(path, "".join(f"{known}\n" for known in (*others, project)).encode())
 
@@ -1691,7 +1699,8 @@ def _digest_of_value(value: str) -> str:
 
 def _without_values(words: Sequence[str]) -> list[str]:
     """Words for docker-run(1), with a digest for each value of a variable that they set."""
-    hidden, before = [], ""
+    hidden = []
+    before = ""
     for word in words:
         found = re.fullmatch(r"((?:-e|--env=)?\w+=)(.+)", word, re.DOTALL)
         if found and (before in ("-e", "--env") or word.startswith(("-e", "--env="))):
@@ -1707,7 +1716,9 @@ def settings_of(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, key in KEYS.items():
         value = getattr(config, key.field)
-        settings[name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            value = list(value)
+        settings[name] = value
     settings["docker.args"] = _without_values(config.docker_args)
     settings["env"] = dict(config.env)
     for name, text in config.env:
@@ -1718,14 +1729,17 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]:
     """In what a config differs from the approved settings.  One that they do not know had its default."""
-    project, changes = config.project, []
+    project = config.project
     defaults = settings_of(Config(project, legal_name(project.name)))
+    changes = []
     for name, value in settings_of(config).items():
         old = approved.get(name, defaults[name])
         if value == old or name in NEEDS_NO_APPROVAL:
             continue
         new = getattr(config, KEYS[name].field)
-        shown = json.dumps(dict(new) if name == "env" else new)
+        if name == "env":
+            new = dict(new)
+        shown = json.dumps(new)
         if name.startswith("build.") and is_outside(project, new):
             shown += " (outside the project)"
         changes.append(Change(name, json.dumps(old), shown))
@@ -1734,8 +1748,11 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
 
 def is_outside(project: Path, path: str) -> bool:
     """Whether a path, as it is written, is not one below the project."""
-    place = os.path.normpath(project / path)
-    return place != str(project) and not place.startswith(f"{project}/")
+    return not _is_below(os.path.normpath(project / path), str(project))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
 
 
 def _places(value: Any, text: str) -> Any:
@@ -1762,7 +1779,9 @@ def approved_config(project: Path, approval: Approval, text: str = "") -> Config
     values: dict[str, Any] = {}
     for name in KEYS.keys() & approval.settings.keys():
         value = approval.settings[name]
-        values[KEYS[name].field] = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            value = tuple(value)
+        values[KEYS[name].field] = value
     for field in ("env", "docker_args"):
         values[field] = ()
         if text and approval.places:
@@ -1809,7 +1828,8 @@ def read_request(project: Path, owners: Collection[int] = ()) -> Request:
 
 def keep_request(request: Request, **more: Any) -> None:
     """Approve all that was asked for, and `more` of the approval."""
-    config, places = request.config, None
+    config = request.config
+    places = None
     if not request.warnings:  # those are told each time
         with contextlib.suppress(ValueError):
             places = {name: _places(getattr(config, name), request.text) for name in ("env", "docker_args")}
@@ -1866,7 +1886,8 @@ def config_to_end(project: Path) -> Config:
 
     Where nothing was, that is a container of an older tazpod: only what names it is believed.
     """
-    owners, approval = owners_of(project), read_approval(project)
+    owners = owners_of(project)
+    approval = read_approval(project)
     try:
         request = read_request(project, owners)
         if not request.changes:
@@ -1888,7 +1909,8 @@ def owners_of(project: Path) -> set[int]:
     """
     owners = {os.geteuid()}
     if os.geteuid() == 0:
-        caller, approval = os.environ.get("SUDO_UID", ""), read_approval(project)
+        caller = os.environ.get("SUDO_UID", "")
+        approval = read_approval(project)
         if caller.isdigit():
             owners.add(int(caller))
         if approval and approval.owner is not None:
@@ -1922,16 +1944,21 @@ def user_name(uid: int) -> str:
 def leads_out(project: Path, path: str) -> bool:
     """Whether a path goes through a link in the project, which the container can make, and ends outside."""
     real = os.path.realpath(project)
-    at, linked, parts = "/", False, path.split("/")
+    parts = path.split("/")
+    at = "/"
+    linked = False
     for _ in range(1000):  # a link may lead to itself
         if not parts:
             break
-        folder, at = at, os.path.normpath(os.path.join(at, parts.pop(0)))
+        folder = at
+        at = os.path.normpath(os.path.join(folder, parts.pop(0)))
         if os.path.islink(at):
-            linked = linked or f"{folder}/".startswith(f"{real}/")
+            linked = linked or _is_below(folder, real)
             parts = os.readlink(at).split("/") + parts
-            at = "/" if not parts[0] else folder
-    return linked and not f"{at}/".startswith(f"{real}/")
+            at = folder
+            if not parts[0]:
+                at = "/"
+    return linked and not _is_below(at, real)
 
 
 def refuse_to_be_led_out(project: Path, path: str, what: str) -> None:
@@ -1942,7 +1969,8 @@ def refuse_to_be_led_out(project: Path, path: str, what: str) -> None:
 
 def approved_dockerfile(config: Config) -> bytes:
     """The text of the Dockerfile, approved: by coming from `init`, before, or by who is asked now."""
-    project, path = config.project, config.project / config.dockerfile
+    project = config.project
+    path = project / config.dockerfile
     refuse_to_be_led_out(project, str(project / config.context), f"build.context: {config.context}")
     try:
         text = read_shared(path, owners_of(project))
