@@ -547,6 +547,7 @@ def ask_new_passphrase() -> bytes:
 
 INSTALL_HINTS = {
     "docker": "install Docker: https://docs.docker.com/engine/install/",
+    "podman": "install Podman: https://podman.io/docs/installation",
     "aws": "the image needs the AWS CLI version 2",
 }
 
@@ -581,11 +582,12 @@ def error_line(text: str) -> str:
 
 
 class Result(NamedTuple):
-    """How a program ended: its status, its standard output, its standard error as text."""
+    """How a program ended: its status, its standard output, its standard error as text, its name."""
 
     code: int
     out: bytes
     err: str
+    program: str = ""
 
     @property
     def reason(self) -> str:
@@ -693,7 +695,7 @@ def capture(
         raise TazpodError(f"{argv[0]} did not end within {limit:g} seconds") from None
     finally:
         _reap([process])
-    return Result(process.returncode, out, err.decode(errors="replace"))
+    return Result(process.returncode, out, err.decode(errors="replace"), argv[0])
 
 
 def show(*stages: Sequence[str]) -> None:
@@ -912,8 +914,8 @@ def run_foreground(
         if settings is not None:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSADRAIN, settings)
-    if interrupts and code == 0 and not own_session:
-        return INTERRUPTED  # docker gives 0 for a command that it has left behind
+    if interrupts and code in (0, 1) and not own_session:
+        return INTERRUPTED  # docker gives 0 for a command that it has left behind, podman 1
     return code if code >= 0 else 128 - code
 
 
@@ -930,6 +932,7 @@ SIZE = re.compile(r"[1-9][0-9]{0,8}[kmgKMG]")
 RELATIVE_PATH = re.compile(r"[^-\0\n][^\0\n]*")
 COMMAND = re.compile(r"[^\0]+")
 MTU = re.compile(r"auto|off|[1-9][0-9]{2,4}")
+ENGINE = re.compile(r"auto|docker|podman")
 SHELL_PATH = re.compile(r"/[^\0\n]+")
 PORT = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?")
 MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
@@ -979,6 +982,8 @@ class Config(NamedTuple):
     push_on_exit: bool = True
     identity: tuple[str, ...] = (".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode")
     ssh_agent: bool = False
+    engine: str = "auto"
+    program: str = "docker"  # what drives the engine, as `chosen_engine` has it
     mtu: str = "auto"
     docker_args: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
@@ -1052,6 +1057,7 @@ KEYS: dict[str, Key] = {
     "vault.binds": Key("vault_binds", list, IN_HOME),
     "identity": Key("identity", list, IN_HOME),
     "features.ssh_agent": Key("ssh_agent", bool),
+    "engine": Key("engine", str, ENGINE),
     "network.mtu": Key("mtu", str, MTU),
     "docker.args": Key("docker_args", list, COMMAND),
     "ports": Key("ports", list, PORT),
@@ -1281,7 +1287,63 @@ def with_host_variables(config: Config) -> Config:
     aws = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
     proxy = re.compile(r"(https?|ftp|all|no)_proxy", re.IGNORECASE)
     variables, proxies = (tuple(sorted(filter(names.fullmatch, os.environ))) for names in (aws, proxy))
-    return config._replace(aws_variables=variables, proxies=proxies)
+    return config._replace(aws_variables=variables, proxies=proxies, program=chosen_engine(config))
+
+
+def on_path(name: str) -> str:
+    """Where a program is on PATH; '' for nowhere."""
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(folder or ".", name)
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    return ""
+
+
+def is_podman(path: str) -> bool:
+    """Whether a program that is called docker is what some systems put there: a script that runs Podman."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(1024)
+        return start.startswith(b"#!") and b"podman" in start
+    return False
+
+
+def remembered_engine(project: Path) -> str:
+    """The engine on which this host has made the container of a project; '' for none."""
+    with contextlib.suppress(OSError, ValueError):
+        name, place = (project_state(project) / "engine").read_text(encoding="utf-8").split("\n", 1)
+        if place == f"{project}\n" and ENGINE.fullmatch(name):
+            return name
+    return ""
+
+
+def remember_engine(config: Config) -> None:
+    """Note on which engine the container of a project is made: two would work on one vault."""
+    path = project_state(config.project) / "engine"
+    private_folder(path.parent)
+    write_whole(path, f"{config.program}\n{config.project}\n".encode())
+
+
+def chosen_engine(config: Config) -> str:
+    """The engine of a project: the one that is named, by TAZPOD_ENGINE first.
+
+    Else the one that is there.  With both, the one on which the container was made, or else Docker
+    where it answers: that is asked only where there is no container yet.
+    """
+    choice = os.environ.get("TAZPOD_ENGINE") or config.engine
+    if not ENGINE.fullmatch(choice):
+        raise UsageError(f"TAZPOD_ENGINE: {choice!r} is no engine", "auto, docker or podman")
+    if choice != "auto":
+        return choice
+    docker, podman = on_path("docker"), on_path("podman")
+    if not podman:
+        return "docker"
+    if not docker or is_podman(docker):
+        return "podman"
+    kept = remembered_engine(config.project)
+    if kept or os.environ.get("DOCKER_HOST"):
+        return kept or "docker"
+    answer = capture(["docker", "version", "--format", "{{.Server.Version}}"], limit=ASK_LIMIT)
+    return "docker" if answer.code == 0 else "podman"
 
 
 def in_pod() -> bool:
@@ -1899,7 +1961,8 @@ def config_to_end(project: Path) -> Config:
     if approval is not None:
         return with_host_variables(approved_config(project, approval))
     config = request.config
-    return Config(project, config.container_name, user=config.user, ghost_mode=config.ghost_mode)
+    named = Config(project, config.container_name, user=config.user, ghost_mode=config.ghost_mode)
+    return named._replace(program=chosen_engine(named))
 
 
 def owners_of(project: Path) -> set[int]:
@@ -2003,9 +2066,67 @@ def refuse_links(config: Config) -> None:
             raise TazpodError(f"{path}: is a link, not a folder", "see where it leads, then remove it")
 
 
+class Engine(NamedTuple):
+    """What one engine must be told otherwise than the other.
+
+    All that they answer is read in a way that is right for both.
+    """
+
+    title: str
+    mtu_option: str  # of a network
+    keys: tuple[str, ...]  # of exec on a terminal: nothing that is typed detaches it
+    copy: tuple[str, ...]  # of cp: what is copied stays root's
+
+
+ENGINES = {
+    "docker": Engine("the Docker engine", "com.docker.network.driver.mtu", (), ()),  # keys: docker_settings
+    "podman": Engine("Podman", "mtu", ("--detach-keys=",), ("-a=false",)),
+}
+ELSEWHERE = (
+    "CONTAINER_HOST",
+    "CONTAINER_CONNECTION",
+)  # set for a Podman on another machine, or of another user
+
+
+def is_rootless(config: Config) -> bool:
+    """Whether the engine is a Podman without root.  One that is not this user's own must be asked."""
+    if config.program != "podman":
+        return False
+    if sys.platform == "linux" and not any(map(os.environ.get, ELSEWHERE)):
+        return os.geteuid() != 0
+    answer = capture(["podman", "info", "--format", "{{.Host.Security.Rootless}}"])
+    if answer.code != 0:
+        raise engine_error(answer)
+    return answer.out.strip() == b"true"
+
+
+def podman_options(config: Config, selinux: str = "/sys/fs/selinux/enforce") -> Iterator[str]:
+    """What podman-run(1) needs besides.
+
+    Without root the operator would be uid 0 inside; with keep-id the ids are those of the host.  Where
+    SELinux enforces, a container reads no file of the host.  To give ~/.ssh a label of containers
+    (`:Z`) would shut out the host's own sshd, so the separation by labels is switched off.
+    """
+    if config.program != "podman":
+        return
+    if is_rootless(config) and not any(word.startswith("--userns") for word in config.docker_args):
+        yield "--userns=keep-id"
+    with contextlib.suppress(OSError), open(selinux, "rb") as file:
+        if file.read(1) == b"1":
+            yield from ("--security-opt", "label=disable")
+
+
+def full_name(config: Config) -> str:
+    """The image as it is pulled and built: Podman takes no registry for granted."""
+    first, slash, _ = config.image.partition("/")
+    if config.program == "docker" or (slash and re.search("[.:]|^localhost$", first)):
+        return config.image
+    return f"docker.io/{config.image}"
+
+
 def look_argv(config: Config) -> list[str]:
     """docker-inspect(1) of the container and of the image that the config names."""
-    return ["docker", "inspect", config.container_name, config.image]
+    return [config.program, "inspect", config.container_name, config.image]
 
 
 def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
@@ -2019,13 +2140,14 @@ def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
             if "/" in piece:
                 refuse_to_be_led_out(config.project, os.path.abspath(piece), f"docker.args: {word}")
     return [
-        *("docker", "run", "-d", "--name", config.container_name),
+        *(config.program, "run", "-d", "--name", config.container_name),
         # For the tmpfs and the bind mounts inside, and nothing else.
         *("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"),
         *("--dns", "1.1.1.1", "--dns", "1.0.0.1"),
         *("-v", f"{project}:{WORKSPACE}", "-v", f"{home}/.ssh:{config.home}/.ssh:ro"),
         *("-e", f"HOST_CWD={project}"),
         *(("--network", network_name(mtu)) if mtu else ()),
+        *podman_options(config),
         *_named("-e", config.proxies),
         *_named("-e", (name if value is None else f"{name}={value}" for name, value in config.env)),
         *_named("-p", config.ports),
@@ -2060,15 +2182,15 @@ def network_name(mtu: int) -> str:
     return f"tazpod-mtu-{mtu}"
 
 
-def network_argv(mtu: int) -> list[str]:
+def network_argv(config: Config, mtu: int) -> list[str]:
     """docker-network-create(1): Docker's own bridge keeps 1500, and TLS hangs behind a narrower route."""
-    option = f"com.docker.network.driver.mtu={mtu}"
-    return ["docker", "network", "create", "--opt", option, network_name(mtu)]
+    option = f"{ENGINES[config.program].mtu_option}={mtu}"
+    return [config.program, "network", "create", "--opt", option, network_name(mtu)]
 
 
-def create_network(mtu: int) -> None:
-    """Make that network, unless somebody was faster: of one name, Docker keeps one."""
-    result = act(network_argv(mtu))
+def create_network(config: Config, mtu: int) -> None:
+    """Make that network, unless somebody was faster: of one name, an engine keeps one."""
+    result = act(network_argv(config, mtu))
     if result.code != 0 and "already exists" not in result.err:
         raise engine_error(result)
 
@@ -2094,13 +2216,16 @@ def wanted_mtu(config: Config) -> int | None:
         return None  # whoever names a network has chosen
     if config.mtu != "auto":
         return int(config.mtu) if config.mtu != "off" else None
+    if config.program == "podman" and (os.geteuid() != 0 or any(map(os.environ.get, ELSEWHERE))):
+        return None  # without root the network is a program here, which takes packets of any size
     mtu = route_mtu()
     return mtu if mtu and mtu < ETHERNET_MTU else None
 
 
 def _exec_options(config: Config, how: str) -> list[str]:
     user = [] if config.user == DEFAULT_USER else ["-u", config.user]
-    return ["docker", "exec", how, *user]
+    keys = ENGINES[config.program].keys if "t" in how else ()
+    return [config.program, "exec", how, *keys, *user]
 
 
 def shell_argv(config: Config, terminal: bool = True) -> list[str]:
@@ -2144,7 +2269,10 @@ def exec_line_argv(
 
 def is_open_argv(config: Config) -> list[str]:
     """docker-exec(1) that tells by its status whether the vault is open."""
-    return ["docker", "exec", config.container_name, "mountpoint", "-q", config.secrets]
+    if config.program == "docker":
+        return ["docker", "exec", config.container_name, "mountpoint", "-q", config.secrets]
+    # Among what Podman says by the way, only an answer that is said is known as one.
+    return ["podman", "exec", "-e", "LC_ALL=C", config.container_name, "mountpoint", config.secrets]
 
 
 def guard_argv(config: Config) -> list[str]:
@@ -2156,7 +2284,11 @@ def guard_argv(config: Config) -> list[str]:
 def build_argv(config: Config) -> list[str]:
     """docker-build(1), to be run in the project folder; the Dockerfile is its standard input."""
     proxies = _named("--build-arg", config.proxies)
-    return ["docker", "build", "-t", config.image, "-f", "-", *proxies, config.context]
+    return [config.program, "build", "-t", full_name(config), "-f", "-", *proxies, config.context]
+
+
+# The states of a container that can be started; the last two are Podman's.
+IDLE_STATES = ("created", "exited", "stopped", "initialized")
 
 
 class Container(NamedTuple):
@@ -2170,6 +2302,7 @@ class Container(NamedTuple):
     image_id: str = ""
     networks: tuple[str, ...] = ()
     pid: int = 0
+    engine: str = ""
 
     @property
     def running(self) -> bool:
@@ -2198,26 +2331,25 @@ def container_of(data: Mapping[str, Any]) -> Container:
             pid=int(data["State"].get("Pid") or 0),
         )
     except (LookupError, TypeError, AttributeError):
-        raise TazpodError("docker gave an answer that makes no sense to inspect") from None
+        raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
 
 
 def engine_error(result: Result) -> TazpodError:
-    """The error for a docker call that failed: an engine out of reach is told apart."""
-    lowered = result.err.lower()
-    if "permission denied" in lowered and "connect" in lowered:
+    """The error for a call of docker or podman that failed: an engine out of reach is told apart."""
+    title = ENGINES.get(result.program, ENGINES["docker"]).title
+    lines = result.err.lower().splitlines()
+    if any(re.search("permission denied.*connect to|connect: permission denied", line) for line in lines):
         hint = "may you use Docker? add yourself to the docker group, or use a rootless engine"
-        return TazpodError("the Docker engine refuses this user", hint)
+        return TazpodError(f"{title} refuses this user", hint)
     for sign in ("cannot connect", "error during connect", "is the docker daemon running"):
-        if sign in lowered:
-            return TazpodError(
-                "the Docker engine cannot be reached",
-                "start it, or check DOCKER_HOST; `docker info` shows more",
-            )
-    return TazpodError(f"docker: {result.reason}")
+        if any(sign in line for line in lines):
+            hint = f"start it, or check DOCKER_HOST; `{result.program or 'docker'} info` shows more"
+            return TazpodError(f"{title} cannot be reached", hint)
+    return TazpodError(f"{result.program or 'docker'}: {result.reason}")
 
 
 def docker(argv: Sequence[str]) -> Result:
-    """A docker call that changes something, and must succeed."""
+    """A call of docker or podman that changes something, and must succeed."""
     result = act(argv)
     if result.code != 0:
         raise engine_error(result)
@@ -2226,7 +2358,7 @@ def docker(argv: Sequence[str]) -> Result:
 
 def parse_look(config: Config, result: Result) -> tuple[Container | None, str]:
     """What `docker inspect` says of the container, None for none, and the image's id, '' for none here."""
-    missing = re.findall("no such object: (.*)", result.err.lower())
+    missing = re.findall('no such object: "?([^"\n]*)', result.err.lower())
     if result.code != 0 and not missing:
         raise engine_error(result)
     try:
@@ -2239,7 +2371,7 @@ def parse_look(config: Config, result: Result) -> tuple[Container | None, str]:
     if containers:
         return container_of(containers[0]), image
     if config.container_name.lower() not in missing:
-        raise TazpodError("docker gave an answer that makes no sense to inspect")
+        raise TazpodError("the engine gave an answer that makes no sense to inspect")
     return None, image
 
 
@@ -2258,6 +2390,8 @@ def look(config: Config) -> tuple[Container | None, str]:
             f"the container {config.container_name} belongs to {other}, not to {ours}",
             f"give this project another container_name in {CONFIG_PATH}",
         )
+    if container is None:
+        refuse_other_engine(config)
     return container, image
 
 
@@ -2267,26 +2401,74 @@ def pretend(config: Config, container: Container | None) -> None:
         OPTIONS.containers[config.container_name] = container
 
 
+def refuse_other_engine(config: Config) -> None:
+    """There is no container here: it must not be on the other engine either, with an open vault perhaps."""
+    other = remembered_engine(config.project)
+    if other in ("", config.program) or not on_path(other):
+        return
+    there, title = config._replace(program=other), ENGINES[other].title
+    try:
+        found, _ = parse_look(there, capture(look_argv(there)))
+    except TazpodError as error:
+        warn(f"whether this project has a container on {title} cannot be told: {error}")
+        return
+    if found and found.project == str(config.project):
+        what = f"the container {config.container_name} is on {title}, not on {ENGINES[config.program].title}"
+        raise TazpodError(what, f"TAZPOD_ENGINE={other} tazpod down, or go on with that engine")
+
+
 def find_container(config: Config) -> Container | None:
     """The container of our name, None when there is none; errors as `look`."""
     return look(config)[0]
 
 
+def engines_here() -> list[str]:
+    """The engines that this host may have containers on."""
+    choice = os.environ.get("TAZPOD_ENGINE")
+    if choice in ENGINES:
+        return [choice]
+    found = [name for name in ENGINES if on_path(name)]
+    if len(found) == 2 and is_podman(on_path("docker")):
+        found = ["podman"]
+    return found or ["docker"]
+
+
 def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
-    """The containers on this engine that TazPod made, by name: all of them, or those that are named."""
+    """The containers on this host's engines that TazPod made, by name: all, or those that are named.
+
+    An engine that does not answer is an error, unless another one does.
+    """
+    pods: dict[str, Container] = {}
+    failures = []
+    engines = engines_here()
+    for program in engines:
+        try:
+            for name, pod in pods_of(program, names).items():
+                pods.setdefault(name, pod)
+        except TazpodError as error:
+            failures.append(error)
+    if len(failures) == len(engines):
+        raise failures[0]
+    return pods
+
+
+def pods_of(program: str, names: Sequence[str]) -> dict[str, Container]:
+    """The same of one engine."""
     if not names:
-        listed = capture(["docker", "container", "ls", "-aq"])
+        listed = capture([program, "container", "ls", "-aq"])
         if listed.code != 0:
             raise engine_error(listed)
         names = listed.out.decode().split()
-    result = capture(["docker", "container", "inspect", *names]) if names else Result(0, b"[]", "")
+    if not names:
+        return {}
+    result = capture([program, "container", "inspect", *names])
     if result.code != 0 and "no such container" not in result.err.lower():  # one may have gone meanwhile
         raise engine_error(result)
     pods = {}
     for data in json.loads(result.out):
         mounts = [mount.get("Destination") for mount in data.get("Mounts") or ()]
         if WORKSPACE in mounts and any(item.startswith("HOST_CWD=") for item in data["Config"]["Env"] or ()):
-            pods[data["Name"].lstrip("/")] = container_of(data)
+            pods[data["Name"].lstrip("/")] = container_of(data)._replace(engine=program)
     return pods
 
 
@@ -2296,14 +2478,15 @@ def project_of(name: str) -> Path:
     if pod is None:
         raise UsageError(f"--pod: there is no pod named {name!r}", "tazpod list")
     if not Path(str(pod.project), ENVELOPE).is_dir():
-        raise TazpodError(f"the project of {name} is gone: {pod.project}", f"docker rm -f {name}")
+        raise TazpodError(f"the project of {name} is gone: {pod.project}", f"{pod.engine} rm -f {name}")
     return Path(str(pod.project))
 
 
 def vault_is_open(config: Config, strict: bool = True) -> bool:
     """Whether the vault in the container is open; to `strict`, an exec that failed is no answer.
 
-    `mountpoint -q` itself says nothing: what is said comes from docker, on either output.
+    `mountpoint -q` itself says nothing: what is said comes from docker, on either output.  To Podman it
+    says what it saw.
     """
     if config.container_name in OPTIONS.containers:  # in a dry run: it cannot be asked, since it does not run
         container = OPTIONS.containers[config.container_name]
@@ -2311,14 +2494,15 @@ def vault_is_open(config: Config, strict: bool = True) -> bool:
         return paused and (config.project / ENVELOPE / "vault/.open").exists()
     result = capture(is_open_argv(config))
     said = result.err + result.out.decode(errors="replace")
-    if strict and result.code != 0 and said.strip() and "executable file not found" not in said:
+    seen = re.search("is not a mountpoint|: No such file or directory|executable file .*not found", said)
+    if strict and result.code != 0 and said.strip() and not seen:
         raise engine_error(result)
     return result.code == 0
 
 
 def pull_image(config: Config) -> None:
     """`docker pull`, with Docker's own progress."""
-    if run_foreground(["docker", "pull", config.image]) != 0:
+    if run_foreground([config.program, "pull", full_name(config)]) != 0:
         raise TazpodError(
             f"the image {config.image} could not be pulled", "build it here from its Dockerfile: tazpod build"
         )
@@ -2358,28 +2542,35 @@ def made_from(config: Config) -> dict[str, str]:
 
 
 def create_container(config: Config, image: str) -> None:
-    """`docker run`, with what it needs before, and a record of what it was made from.
+    """`docker run`, with what it needs before, and a record of what it was made from, and on which engine.
 
     `image` is the id of the config's image, '' when it is not here.
     """
     if not image:
         get_image(config)
     mtu = wanted_mtu(config)
-    if mtu and capture(["docker", "network", "inspect", network_name(mtu)]).code != 0:
+    if mtu and capture([config.program, "network", "inspect", network_name(mtu)]).code != 0:
         progress(f"the way to the internet takes packets of {mtu} bytes: making a network for that")
-        create_network(mtu)
+        create_network(config, mtu)
     make_folder(home_folder() / ".ssh")  # Docker would make a missing one as root
     progress(f"starting the container {config.container_name}")
+    remember_engine(config)
     result = act(run_argv(config, home_folder(), mtu))
     if result.code != 0:
         left = find_container(config)
         if left and left.status == "created":  # a port is taken, say: the next try begins anew
-            act(["docker", "rm", config.container_name])
+            act([config.program, "rm", config.container_name])
         raise engine_error(result)
     pretend(config, Container("", "running", config.image, str(config.project)))
     remember_project(config.project)
     record = {"container": result.out.decode().strip(), "made": made_from(config)}
     write_whole(config.run_folder / "made.json", json.dumps(record).encode())
+
+
+def plain_image(name: str) -> str:
+    """An image's name without what Podman adds to it: where it is from, and the tag that needs no word."""
+    short = re.sub("^(localhost|docker.io(/library)?)/", "", name)
+    return short if re.search("[:@][^/]*$", short) else f"{short}:latest"
 
 
 def drift(config: Config, container: Container, present_image: str) -> list[str]:
@@ -2389,7 +2580,7 @@ def drift(config: Config, container: Container, present_image: str) -> list[str]
     another tool made only the image and the network are known.
     """
     found = []
-    if container.image != config.image:
+    if plain_image(container.image) != plain_image(config.image):
         found.append(f"the image: it was made from {container.image}")
     elif present_image and container.image_id not in ("", present_image):
         found.append(f"the image: there is a newer {config.image}")
@@ -2413,19 +2604,22 @@ def start_container(config: Config, container: Container | None, image: str) -> 
     name = config.container_name
     if container is None:
         create_container(config, image)
-    elif container.status in ("created", "exited"):
+    elif container.status in IDLE_STATES:
         progress(f"starting the container {name} again")
-        docker(["docker", "start", name])
+        docker([config.program, "start", name])
         pretend(config, container._replace(status="running"))
     elif container.status == "paused":
-        docker(["docker", "unpause", name])
+        docker([config.program, "unpause", name])
         pretend(config, container._replace(status="running"))
     else:
-        raise TazpodError(f"the container {name} is {container.status}", f"docker rm -f {name}, then again")
+        raise TazpodError(
+            f"the container {name} is {container.status}", f"{config.program} rm -f {name}, then again"
+        )
     started = find_container(config)
     if started is None or not started.running:
         raise TazpodError(
-            f"the container {name} stopped as soon as it was started", f"docker logs {name} shows why"
+            f"the container {name} stopped as soon as it was started",
+            f"{config.program} logs {name} shows why",
         )
     return started
 
@@ -2501,7 +2695,8 @@ def pod_archive(config: Config) -> bytes:
             info = tarfile.TarInfo(name[1:])
             info.size, info.mode = len(data), mode
             archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+        end = buffer.tell() + 2 * tarfile.BLOCKSIZE
+    return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
 
 
 def _tool_record(config: Config, container: Container) -> bytes:
@@ -2517,24 +2712,28 @@ def is_installed(config: Config, container: Container) -> bool:
         return False
 
 
+def copy_argv(config: Config) -> list[str]:
+    """docker-cp(1) of an archive into the container, whose files stay root's."""
+    return [config.program, "cp", *ENGINES[config.program].copy, "-", f"{config.container_name}:/"]
+
+
 def copy_tool(config: Config) -> None:
     """Put this tool into the container."""
-    name = config.container_name
-    argv = ["docker", "cp", "-", f"{name}:/"]
-    succeed(argv, f"the tool could not be put into the container {name}", data=pod_archive(config))
+    what = f"the tool could not be put into the container {config.container_name}"
+    succeed(copy_argv(config), what, data=pod_archive(config))
 
 
 def setup_argv(config: Config) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
     words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user, *config.links]
-    return ["docker", "exec", "-u", "0", config.container_name, *words]
+    return [config.program, "exec", "-u", "0", config.container_name, *words]
 
 
 def set_up(config: Config, container: Container) -> None:
     """Fit the container, and remember that it was done."""
     result = act(setup_argv(config))
     said = result.err + result.out.decode(errors="replace")  # docker tells its own trouble on either
-    if "executable file not found" in said:
+    if re.search("executable file .*not found", said):
         raise MissingProgram(
             f"the image {config.image} has no python3, so it cannot hold the vault",
             "use an image built from Dockerfile.ai, or add python3 to yours",
@@ -2656,13 +2855,14 @@ def stop_container(config: Config) -> None:
     """Stop and remove the container."""
     for argv in stop_argvs(config):
         result = act(argv)
-        idle = argv[1] == "kill" and "is not running" in result.err
+        idle = argv[1] == "kill" and re.search("is not running|can only kill running", result.err)
         if result.code != 0 and not idle:
             raise engine_error(result)
     pretend(config, None)
     for record in ("pod.json", "made.json"):
         with contextlib.suppress(OSError):  # neither is believed of another container
             remove_file(config.run_folder / record)
+    remove_file(project_state(config.project) / "engine")
 
 
 def stop_argvs(config: Config) -> list[list[str]]:
@@ -2671,7 +2871,7 @@ def stop_argvs(config: Config) -> list[list[str]]:
     `sleep` as process 1 ignores the signal that `docker stop` sends, which then waits ten
     seconds to do what `docker kill` does at once.
     """
-    return [["docker", verb, config.container_name] for verb in ("kill", "stop", "rm")]
+    return [[config.program, verb, config.container_name] for verb in ("kill", "stop", "rm")]
 
 
 # ── 6. vault ──────────────────────────────────────────────────────────────────────────────
@@ -2757,6 +2957,13 @@ def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
     return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
 
 
+def noswap_refused() -> str:
+    """Why a tmpfs could not be kept out of swap: only the first of all user namespaces may ask for that."""
+    if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]:
+        return "an engine without root may not use noswap"
+    return "the kernel does not know noswap"
+
+
 def mount_ram(place: Path, size: str) -> int:
     """Mount a tmpfs of this user's (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
 
@@ -2772,7 +2979,7 @@ def mount_ram(place: Path, size: str) -> int:
             "the container needs SYS_ADMIN: remove it with `tazpod down`, then `tazpod up`",
         )
     if not extra and len(Path("/proc/swaps").read_text().splitlines()) > 1:
-        warn("this kernel may write an open vault to swap: turn swap off, or encrypt it")
+        warn(f"{noswap_refused()}: an open vault may be written to swap; turn swap off, or encrypt it")
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     mount, device = mounted_at(place), os.fstat(fd).st_dev
     if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs"):
@@ -4227,8 +4434,9 @@ def shows_open_vault(config: Config, container: Container, proc: str = "/proc") 
                     texts.append(os.fsdecode(file.read()))
         finally:
             os.close(folder)
-        groups = {line.rpartition("/")[2] for line in texts[0].splitlines()}
-        if container.id in groups or f"docker-{container.id}.scope" in groups:
+        groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
+        podman = f"libpod-{container.id}"
+        if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
             found = [m.kind for m in parse_mountinfo(texts[1]) if m.point == config.secrets]
             return found[-1:] == ["tmpfs"]
     return False
@@ -4592,13 +4800,15 @@ def rehearse_in_pod(config: Config, words: Sequence[str]) -> int:
     return result.code
 
 
-def docker_settings() -> dict[str, str]:
+def docker_settings(config: Config) -> dict[str, str]:
     """The environment for a docker that leaves Ctrl-P to the shell.
 
     Docker's default keys to detach begin with it; they can be set in its config file alone, since the
     argv of entering is fixed.  Nothing secret is copied, and whoever set keys of their own keeps them.
     Outside the project: such a file may name programs for docker to run.
     """
+    if config.program != "docker":  # it is told by an option
+        return {}
     own = Path(os.environ.get("DOCKER_CONFIG") or home_folder() / ".docker")
     settings: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -4632,7 +4842,7 @@ def open_shell(config: Config, session: Session) -> int:
             starting.close()
 
         terminal = all_terminal()
-        env = docker_settings() if terminal else None
+        env = docker_settings(config) if terminal else None
         return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
 
 
@@ -4753,7 +4963,7 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
             session.become("visit")
         claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.shell"
         terminal = all_terminal()
-        env = docker_settings() if terminal else None
+        env = docker_settings(config) if terminal else None
         code = run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
         cut = code >= 128  # a docker that was ended leaves the command behind
     finally:
@@ -5139,7 +5349,7 @@ def vault_shown(name: str, pod: Container) -> str:
         config = parse_config(read_shared(path).decode(), config.project)[0]
         if not config.ghost_mode or pod.status == "paused":
             return "-"
-        config = config._replace(container_name=name)
+        config = config._replace(container_name=name, program=pod.engine)
         opened = shows_open_vault(config, pod) or (pod.running and vault_is_open(config))
         return "open" if opened else "locked"
     except (TazpodError, OSError, UnicodeDecodeError):
@@ -5201,7 +5411,7 @@ def take_down(config: Config, discard: bool) -> bool:
     if alive:
         warn(f"this ends {plural(alive, 'session')} in the container")
     if container.status == "paused":
-        docker(["docker", "unpause", config.container_name])
+        docker([config.program, "unpause", config.container_name])
         pretend(config, container._replace(status="running"))
     if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not discard):
         if not discard and not is_installed(config, container):
@@ -6057,14 +6267,12 @@ def check(name: str, good: object, what: str, fix: str, bad: str = "failure") ->
 
 def check_engine(config: Config) -> Iterator[Check]:
     """The engine, its clock, the network, image and container."""
-    result = capture(["docker", "info", "--format", "{{json .}}"], limit=30)
-    info = json.loads(result.out.strip() or b"{}") if result.code == 0 else {}
-    if not info.get("ServerVersion"):
-        raise engine_error(result)
-    yield Check("ok", "engine", f"Docker {info['ServerVersion']}, {info.get('OperatingSystem', '')}")
-    skew = abs((epoch(str(info.get("SystemTime"))) or 0) - time.time())
-    fix = "set the clock of the engine's machine: logins and the storage need it"
-    yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
+    what, clock = engine_facts(config)
+    yield Check("ok", "engine", what)
+    if clock:
+        skew = abs((epoch(clock) or 0) - time.time())
+        fix = "set the clock of the engine's machine: logins and the storage need it"
+        yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
     container, image = look(config)
     what = f"{config.image} is {'here' if image else 'not here'}"
     yield check("image", image, what, "tazpod pull image", "advice")
@@ -6080,6 +6288,23 @@ def check_engine(config: Config) -> Iterator[Check]:
     else:
         what = f"it {'does not run' if container else 'is not there'}, so nothing in it was checked"
         yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
+
+
+def engine_facts(config: Config) -> tuple[str, str]:
+    """What the engine says it is, and what time it has; Podman, which has no clock of its own, says none."""
+    result = capture([config.program, "info", "--format", "{{json .}}"], limit=30)
+    info: dict[str, Any] = {}
+    if result.code == 0:
+        info = json.loads(result.out.strip() or b"{}")
+    if "ServerVersion" in info:
+        return f"Docker {info['ServerVersion']}, {info.get('OperatingSystem', '')}", str(
+            info.get("SystemTime")
+        )
+    try:
+        version, rootless = info["version"]["Version"], info["host"]["security"]["rootless"]
+    except (LookupError, TypeError):
+        raise engine_error(result) from None
+    return f"Podman {version}, {'without' if rootless else 'as'} root", ""
 
 
 def told_checks(told: Any) -> Iterator[Check]:
@@ -6178,7 +6403,10 @@ def check_ram() -> Iterator[Check]:
     finally:
         place.rmdir()
     swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
-    what = f"is {'on' if swap else 'off'}; the kernel {'knows' if kept.code == 0 else 'does not know'} noswap"
+    knows = "the kernel knows noswap"
+    if kept.code != 0:
+        knows = noswap_refused()
+    what = f"is {'on' if swap else 'off'}; {knows}"
     fix = "turn swap off, or encrypt it: an open vault may be written there"
     yield check("swap", not swap or kept.code == 0, what, fix, "advice")
 

@@ -22,6 +22,8 @@ import plumbum  # noqa: E402
 
 import tazpod  # noqa: E402
 
+# The engine that the tests drive: one is named, else it would depend on what this machine has.
+os.environ.setdefault("TAZPOD_ENGINE", "docker")
 PROGRAMS = ("docker", "aws", "gpg", "openssl", "tar", "sudo", "mount", "umount", "mountpoint", "find")
 
 

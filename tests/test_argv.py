@@ -72,7 +72,7 @@ BUILT = {
         ],
     ),
     "a network of its own": (
-        tazpod.network_argv(1280),
+        tazpod.network_argv(CONFIG, 1280),
         [*("docker", "network", "create", "--opt", "com.docker.network.driver.mtu=1280"), "tazpod-mtu-1280"],
     ),
     "another shell": (
@@ -456,7 +456,7 @@ def test_an_engine_that_does_not_answer_is_one_line_and_status_1(words, stderr, 
 def test_an_answer_that_makes_no_sense_is_an_error(text, script, capfd):
     script.call(INSPECT, out=text)
     assert script.play("up") == 1
-    assert errors(capfd) == "docker gave an answer that makes no sense to inspect"
+    assert errors(capfd) == "the engine gave an answer that makes no sense to inspect"
 
 
 @pytest.mark.parametrize("status", ["dead", "removing", "restarting", "newfangled"])

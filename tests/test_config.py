@@ -56,6 +56,8 @@ def test_the_defaults_are_those_of_the_contract():
         "vault_binds": (".aws",),
         "identity": (".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
         "ssh_agent": False,
+        "engine": "auto",
+        "program": "docker",
         "mtu": "auto",
         "docker_args": (),
         "ports": (),
@@ -104,6 +106,7 @@ KEYS = [
     ("vault: {binds: []}", "vault_binds", ()),
     ("identity: [.claude, my tool]", "identity", (".claude", "my tool")),
     ("features: {ssh_agent: true}", "ssh_agent", True),
+    ("engine: podman", "engine", "podman"),
     ("network: {mtu: off}", "mtu", "off"),
     ("network: {mtu: auto}", "mtu", "auto"),
     ("network: {mtu: 1280}", "mtu", "1280"),
@@ -422,7 +425,7 @@ def test_the_warning_is_shown_and_the_rest_counts(project, capfd):
 
 def test_without_a_file_the_defaults_hold(project):
     (project / tazpod.CONFIG_PATH).unlink()
-    assert tazpod.load_config(project) == Config(project, "project-lab")
+    assert tazpod.load_config(project) == Config(project, "project-lab", program="docker")
 
 
 def test_a_file_that_is_not_utf_8_is_a_config_error(project):
@@ -530,12 +533,12 @@ def test_init_writes_the_envelope_for_its_owner_alone(empty):
     for name in files_below(empty):
         assert mode(empty / name) == 0o600
     assert (empty / ".tazpod/Dockerfile.ai").read_text() == tazpod.DOCKERFILE
-    assert tazpod.load_config(empty) == Config(empty, "My-Project-lab")
+    assert tazpod.load_config(empty) == Config(empty, "My-Project-lab", program="docker")
 
 
 def test_init_takes_image_and_name(empty):
     assert tazpod.main(["init", "--image", "example.com/me/box:7", "--name", "box.7"]) == 0
-    assert tazpod.load_config(empty) == Config(empty, "box.7", "example.com/me/box:7")
+    assert tazpod.load_config(empty) == Config(empty, "box.7", "example.com/me/box:7", program="docker")
 
 
 @pytest.mark.parametrize(

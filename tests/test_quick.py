@@ -201,6 +201,8 @@ SHOWN = {
         OPEN,
         True,
     ),
+    "Podman": (f"9:pids:/libpod_parent/libpod-{ID}\n0::/", OPEN, True),
+    "Podman, by systemd": (f"0::/machine.slice/libpod-{ID}.scope/container", OPEN, True),
     "another container": (f"0::/docker/{'8' * 64}", OPEN, False),
     "another, whose name begins alike": (f"0::/docker/{ID}8", OPEN, False),
     "another in it": (f"0::/docker/{ID}/docker/{'8' * 64}", OPEN, False),
