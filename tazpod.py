@@ -6761,9 +6761,13 @@ def make_parser(word: Word) -> argparse.ArgumentParser:
             raise UsageError(message, f"{self.prog} --help")
 
     summary = (word.run.__doc__ or "").strip()
+    description = summary[:1].upper() + summary[1:] + "."
+    for short, words in ALIASES.items():
+        if words[0] == word.name:
+            description += f" `tazpod {short}` is short for `tazpod {' '.join(words)}`."
     parser = Parser(
         prog=f"tazpod {word.name}",
-        description=summary[:1].upper() + summary[1:] + ".",
+        description=description,
         allow_abbrev=False,
         epilog="--pod, --yes, --debug and --dry-run work with every word.",
     )
@@ -6983,6 +6987,10 @@ def find_word(name: str) -> Word:
     words = {**all_words(), **{word.name: word for word in INTERNAL}}
     if name in words:
         return words[name]
+    if name == "vpn":
+        raise UsageError(
+            "vpn was a placeholder in Go TazPod, and there is none here", "hooks.post_up may start one"
+        )
     import difflib
 
     message = f"there is no word {name!r}"

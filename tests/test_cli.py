@@ -707,3 +707,15 @@ def test_what_was_typed_before_the_prompt_is_no_passphrase():
     child.expect_exact("Passphrase: ")
     child.sendline("the real one")
     assert ended(child)[0].strip().splitlines()[-1] == "GOT b'the real one'"
+
+
+@pytest.mark.parametrize("short, whole", [("update", "pull image"), ("ssh", "enter"), ("sync", "pull")])
+def test_the_help_of_a_short_word_says_what_it_is_short_for(short, whole):
+    text = " ".join(run_cli("help", short).stdout.split())
+    assert f"`tazpod {short}` is short for `tazpod {whole}`" in text
+
+
+def test_a_word_that_go_tazpod_only_announced_is_told_as_such():
+    done = run_cli("vpn")
+    assert (done.returncode, done.stdout) == (tazpod.USAGE, "")
+    assert "placeholder in Go TazPod" in done.stderr and "hint: hooks.post_up" in done.stderr
