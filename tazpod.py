@@ -79,10 +79,19 @@ __version__ = "0.5.0"
 
 # ── 0. constants ──────────────────────────────────────────────────────────────────────────
 
-OK, FAILED, USAGE, ABSENT, UNWELL, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 127, 130
+# The exit statuses, as the text above explains them.
+OK = 0
+FAILED = 1
+USAGE = 2
+ABSENT = 3
+UNWELL = 4
+MISSING = 127
+INTERRUPTED = 130
 
 ENVELOPE = ".tazpod"
-DEFAULT_IMAGE, DEFAULT_USER, DEFAULT_SHELL = "tazzo/tazpod-ai:latest", "tazpod", "/bin/bash"
+DEFAULT_IMAGE = "tazzo/tazpod-ai:latest"
+DEFAULT_USER = "tazpod"
+DEFAULT_SHELL = "/bin/bash"
 CONFIG_PATH = ".tazpod/config.yaml"
 DOCKERFILE_PATH = ".tazpod/Dockerfile.ai"
 SEALED_NAME = "vault.tar.aes"
@@ -103,16 +112,21 @@ NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into f
 STATE_FILE = ".vault_state"  # what was sealed last, in RAM only
 RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
 
-SETUP_WORD, HOLDERS_WORD = "__internal_setup", "__internal_holders"
-GUARD_WORD, STATUS_WORD = "__internal_sync_daemon", "__internal_status"
-DOCTOR_WORD, COMPLETE_WORD = "__internal_doctor", "__complete"
+# The words with which the tool calls itself in the container, and one for the shells that complete.
+SETUP_WORD = "__internal_setup"
+HOLDERS_WORD = "__internal_holders"
+GUARD_WORD = "__internal_sync_daemon"
+STATUS_WORD = "__internal_status"
+DOCTOR_WORD = "__internal_doctor"
+COMPLETE_WORD = "__complete"
 
 ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 
 TIME_LIMIT = 120.0  # seconds a helper program may take before it counts as hung
 WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
-ATTEMPTS = 3
-SHORT_PASSPHRASE = 12
+ATTEMPTS = 3  # at the passphrase, and of the AWS CLI at one call
+SHORT_PASSPHRASE = 12  # characters below which a new passphrase is warned about
+PASSPHRASE_LIMIT = 4096  # bytes: a pipe takes so many without a reader
 SHARED_LIMIT = 1 << 20  # bytes of a config or record
 
 GITIGNORE = """\
@@ -330,6 +344,16 @@ class WrongPassphrase(VaultError):
 
 
 # ── 2. output and questions ───────────────────────────────────────────────────────────────
+#
+# The rules of all that this tool says:
+#
+# - Talk goes to standard error, data to standard output.  Nothing outside of this section prints.
+# - What others wrote is shown and not obeyed.  `plain` writes out whatever a terminal would act on, so
+#   no name, no setting and no message of another program begins a line of its own.
+# - An error is one line, which says what failed and on what.  After it comes a hint: what to do next.
+# - A command that is shown can be pasted: `quoted`.
+# - Only a person at a terminal is asked.  Elsewhere the answer to a question is no.
+# - A passphrase, a key or a token is never printed, not with --debug either.
 
 
 class Options:
@@ -365,7 +389,9 @@ def plain(text: str) -> str:
         return text
     shown = ""
     for character in text:
-        shown += character if character.isprintable() else repr(character)[1:-1]
+        if not character.isprintable():
+            character = repr(character)[1:-1]  # noqa: PLW2901
+        shown += character
     return shown
 
 
@@ -465,7 +491,9 @@ def on_terminal() -> bool:
 
 def all_terminal(stdout: int | None = None) -> bool:
     """Whether what is printed goes to that person as well, so that a program may have the terminal."""
-    return on_terminal() and os.isatty(1 if stdout is None else stdout)
+    if stdout is None:
+        stdout = 1
+    return on_terminal() and os.isatty(stdout)
 
 
 def confirm(question: str, *, in_person: bool = False) -> bool:
@@ -497,24 +525,26 @@ def check_passphrase(passphrase: bytes) -> bytes:
         raise UsageError("the passphrase is empty")
     if b"\n" in passphrase or b"\0" in passphrase:
         raise UsageError("the passphrase has a newline or NUL in it", "use one line of text")
-    if len(passphrase) > 4096:
-        raise UsageError("the passphrase is longer than 4096 bytes")
+    if len(passphrase) > PASSPHRASE_LIMIT:
+        raise UsageError(f"the passphrase is longer than {PASSPHRASE_LIMIT} bytes")
     return passphrase
 
 
 def read_passphrase(fd: int) -> bytes:
-    """A passphrase from a descriptor: all that it holds, less one newline at the end."""
+    """A passphrase from a descriptor: all that can be read there, less one newline at the end."""
+    most = PASSPHRASE_LIMIT + 2  # with that newline, and one byte more to see that it is too long
     data = b""
     try:
-        while len(data) <= 4098:
-            piece = os.read(fd, 4099 - len(data))
+        while len(data) < most:
+            piece = os.read(fd, most - len(data))
             if not piece:
                 break
             data += piece
-    except (OSError, OverflowError) as error:
-        text = error.strerror if isinstance(error, OSError) else "there is no such descriptor"
-        raise UsageError(f"--passphrase-fd {fd}: {text}") from None
-    return check_passphrase(data[:-1] if data.endswith(b"\n") else data)
+    except OverflowError:
+        raise UsageError(f"--passphrase-fd {fd}: there is no such descriptor") from None
+    except OSError as error:
+        raise UsageError(f"--passphrase-fd {fd}: {error.strerror}") from None
+    return check_passphrase(data.removesuffix(b"\n"))
 
 
 def ask_passphrase(prompt: str = "Passphrase") -> bytes:
@@ -544,6 +574,18 @@ def ask_new_passphrase() -> bytes:
 
 
 # ── 3. running programs ───────────────────────────────────────────────────────────────────
+#
+# The rules of all that this tool runs:
+#
+# - A program is a list of words.  No shell takes a text of ours apart on the host.
+# - A secret goes in by a descriptor: a pipe (`secret_fd`), a file in RAM (`memory_file`), or standard
+#   input where a program takes it by no other way (`capture` with data, `stream`).  It is never a word
+#   of the call, a variable of the environment, or a file on a disk.
+# - What a program changes, a dry run only shows: `act`, `start`, `succeed`, `stream`, `run_foreground`.
+#   `capture` is for what only looks, and runs then as well.
+# - Every status is read.  What failed is said by whoever called; why, in the program's own line.
+# - Nothing runs for ever but what a person works in.
+
 
 INSTALL_HINTS = {
     "docker": "install Docker: https://docs.docker.com/engine/install/",
@@ -645,11 +687,13 @@ def spawn(argv: Sequence[str], **options: Any) -> Any:
             _, *words = command.formulate()  # the first is where the program was found
             debug(quoted(argv[0], *words))
         return command.popen(**options)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        reason = str(error)
+    except OSError as error:
         if isinstance(error, FileNotFoundError) and error.filename == argv[0]:
             raise not_installed(argv[0]) from None
-        text = error.strerror if isinstance(error, OSError) else str(error)
-        raise TazpodError(f"{argv[0]} could not be started: {text}") from None
+        reason = str(error.strerror)
+    raise TazpodError(f"{argv[0]} could not be started: {reason}")
 
 
 def _spawn_at_once(argv: Sequence[str], options: Mapping[str, Any]) -> Any:
@@ -687,7 +731,8 @@ def capture(
     """
     import subprocess
 
-    limit = TIME_LIMIT if limit is None else limit
+    if limit is None:
+        limit = TIME_LIMIT
     process = spawn(argv, pass_fds=pass_fds, env=env)
     try:
         out, err = process.communicate(data, timeout=limit)
@@ -751,7 +796,9 @@ def uninterrupted() -> Iterator[None]:
 
 def as_root(argv: Sequence[str]) -> list[str]:
     """The argv that runs a program as root in the pod."""
-    return list(argv) if os.geteuid() == 0 else ["sudo", "-n", *argv]
+    if os.geteuid() == 0:
+        return list(argv)
+    return ["sudo", "-n", *argv]
 
 
 def memory_file(data: bytes = b"") -> int:
@@ -781,7 +828,8 @@ def sha256(data: bytes = b"") -> Any:
 def digest_fd(fd: int) -> str:
     """SHA-256 of a file from its beginning, leaving it there."""
     os.lseek(fd, 0, os.SEEK_SET)
-    digest, piece = sha256(), memoryview(bytearray(1 << 18))  # one for all: new memory is dear
+    digest = sha256()
+    piece = memoryview(bytearray(1 << 18))  # used again and again: new memory for each read costs more
     while True:
         count = os.readv(fd, [piece])
         if not count:
@@ -793,7 +841,7 @@ def digest_fd(fd: int) -> str:
 
 @contextlib.contextmanager
 def secret_fd(secret: bytes) -> Iterator[int]:
-    """The read end of a pipe that holds the secret: the only way a secret leaves this process."""
+    """The read end of a pipe that holds the secret, for a program that is told the descriptor's number."""
     read_end, write_end = os.pipe()
     try:
         try:
@@ -822,13 +870,11 @@ def stream(stages: Sequence[Stage], source: int, sink: int) -> list[Result]:
     upstream = source
     try:
         for number, stage in enumerate(stages):
-            last = number == len(stages) - 1
+            downstream = subprocess.PIPE
+            if number == len(stages) - 1:
+                downstream = sink
             process = spawn(
-                stage.argv,
-                stdin=upstream,
-                stdout=sink if last else subprocess.PIPE,
-                stderr=errors[number],
-                pass_fds=stage.pass_fds,
+                stage.argv, stdin=upstream, stdout=downstream, stderr=errors[number], pass_fds=stage.pass_fds
             )
             if processes:
                 processes[-1].stdout.close()  # else the stage before never sees SIGPIPE
@@ -880,43 +926,58 @@ def run_foreground(
     an error of writing there, since its standard error is passed on for as long as that goes.
     """
     import subprocess
-    import termios
 
     if OPTIONS.dry_run:
         show(argv)
         return OK
-    talk = subprocess.PIPE if own_session else None
+    talk = None
+    if own_session:
+        talk = subprocess.PIPE
+    interrupts: list[int] = []
+    with _terminal_lent(interrupts), contextlib.ExitStack() as ending:
+        process = spawn(
+            argv, stdin=stdin, stdout=stdout, stderr=talk, cwd=cwd, start_new_session=own_session, env=env
+        )
+        ending.callback(_end, process)
+        if after_start:
+            after_start(process)
+        if talk is not None:
+            for line in process.stderr:
+                relay(line.decode(errors="replace"))
+        code: int = process.wait()
+    if interrupts and code in (0, 1) and not own_session:
+        return INTERRUPTED  # docker gives 0 for a command that it has left behind, podman 1
+    if code < 0:
+        return 128 - code
+    return code
+
+
+@contextlib.contextmanager
+def _terminal_lent(interrupts: list[int]) -> Iterator[None]:
+    """Let a program have the terminal: Ctrl-C, which is noted, is for it, and its settings are put back."""
+    import termios
+
     settings = None
     with contextlib.suppress(termios.error, OSError, ValueError):
         settings = termios.tcgetattr(0)
     # Not SIG_IGN: exec would hand that down, and nothing in the shell could be interrupted.
-    interrupts: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
-    processes: list[Any] = []
     try:
-        process = spawn(
-            argv, stdin=stdin, stdout=stdout, stderr=talk, cwd=cwd, start_new_session=own_session, env=env
-        )
-        processes.append(process)
-        if after_start:
-            after_start(process)
-        for line in process.stderr if talk else ():
-            relay(line.decode(errors="replace"))
-        code: int = process.wait()
+        yield
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(Exception):
-                    process.wait(timeout=2)
-        _reap(processes)
         signal.signal(signal.SIGINT, previous)
         if settings is not None:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSADRAIN, settings)
-    if interrupts and code in (0, 1) and not own_session:
-        return INTERRUPTED  # docker gives 0 for a command that it has left behind, podman 1
-    return code if code >= 0 else 128 - code
+
+
+def _end(process: Any) -> None:
+    """End a program that still runs because something else went wrong: ask it first, then kill it."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(Exception):
+            process.wait(timeout=2)
+    _reap([process])
 
 
 # ── 4. config ─────────────────────────────────────────────────────────────────────────────
@@ -6108,7 +6169,7 @@ def told_facts(told: Any) -> dict[str, Any]:
         raise makes_no_sense("it does not tell whether the vault is open")
     known: dict[str, Any] = {}
     for name in Facts._fields:
-        if name not in told or name.startswith("container_"):
+        if name not in told or name.startswith(("container_", "config_")):  # the host knows those itself
             continue
         value, usual = told[name], Facts._field_defaults.get(name, "")
         if name == "remote_hint" and value not in FACT_WORDS[name]:

@@ -242,7 +242,7 @@ def test_the_words_with_which_a_cloned_project_is_inspected_obey_nothing_of_it(p
     text = json.dumps(FORGED + "\u202e\x9b")
     (project / tazpod.CONFIG_PATH).write_text(
         f"hooks: {{post_up: {text}, pre_lock: {text}}}\ndocker: {{args: [{text}]}}\nenv: {{A: {text}}}\n"
-        f"aws_sso: {{bucket: {json.dumps('b' + chr(27))}}}\n{json.dumps(FORGED)}: 1\n"
+        f"{json.dumps(FORGED)}: 1\n"
     )
     history = project / ".tazpod/vault/history"
     history.mkdir()
@@ -252,7 +252,16 @@ def test_the_words_with_which_a_cloned_project_is_inspected_obey_nothing_of_it(p
     write_stub(
         stub_path, "docker", 'case "$*" in *inspect*) echo "no such object: project-lab" >&2; exit 1;; esac'
     )
-    for words in (["config"], ["history"], ["doctor"], ["doctor", "--json"], ["--dry-run", "up"], ["status"]):
+    shown = (
+        ["trust", "--show"],
+        ["config"],
+        ["history"],
+        ["doctor"],
+        ["doctor", "--json"],
+        ["--dry-run", "up"],
+        ["status"],
+    )
+    for words in shown:
         done = run_cli(*words, env=env, errors="surrogateescape")
         assert harmless(done.stdout) and harmless(done.stderr), (words, done)
         assert "evil" in done.stdout + done.stderr or words == ["status"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import symtable
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,6 +198,46 @@ def test_no_error_is_swallowed_bare_and_only_main_exits():
 def test_only_section_2_prints():
     printing = [n for n in ast.walk(TREE) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
     assert {section_of(n.lineno) for n in printing} == {2}
+
+
+def lines_of_code() -> int:
+    """The lines that are neither empty, nor a comment, nor a docstring."""
+    aside = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(SOURCE).readline):
+        if token.type not in aside:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(TREE):
+        if isinstance(node, (ast.Module, *FUNCTION)) and ast.get_docstring(node) is not None:
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+MOST_CONDITIONALS = 25  # a thousand lines of code; to become 20, and never more again
+
+
+def test_what_is_decided_is_decided_by_a_plain_if():
+    found = [node.lineno for node in ast.walk(TREE) if isinstance(node, ast.IfExp)]
+    assert 1000 * len(found) / lines_of_code() <= MOST_CONDITIONALS
+    assert [line for line in found if section_of(line) in (0, 1, 2, 3)] == []
+
+
+# To become none: a function is read at one glance.
+STILL_LONG = {"set_up_pod", "save", "survey"}
+
+
+def test_no_function_is_longer_than_one_glance():
+    long = {
+        n.name for n in ast.walk(TREE) if isinstance(n, ast.FunctionDef) and n.end_lineno - n.lineno >= 45
+    }
+    assert long <= STILL_LONG
 
 
 @pytest.mark.parametrize("node", PUBLIC, ids=lambda node: node.name)
