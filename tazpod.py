@@ -35,6 +35,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import math
 import os
 import re
 import signal
@@ -253,10 +254,41 @@ POD_AGENT = "/workspace/.tazpod/run/agent.sock"  # leads to the ssh agent of the
 SESSION_VARIABLES = ("TERM", "COLORTERM", "LANG", "SSH_AUTH_SOCK")
 SESSION_VALUE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_.,:@/+-]*")
 
+
+class SessionKind(NamedTuple):
+    """What follows from the state that a session is in."""
+
+    uses_vault: bool  # while its host side lives, nobody else's leaving locks the vault
+    lock_follows: bool  # when its host side dies, the vault is to be saved and locked
+
+
+# A session is one `enter` or `run`.  Its files lie in .tazpod/run under one number.  This one tells how
+# far it is, and is locked (flock) by the host side for as long as that lives:
+LEASE, SHELL_DUE, VISIT, LEAVING = "lease", "session", "visit", "leaving"
+SESSION_KINDS = {
+    # from the first moment on, made by the host side
+    LEASE: SessionKind(uses_vault=True, lock_follows=True),
+    # from when the shell is started, which may then claim it; renamed by the host side
+    SHELL_DUE: SessionKind(uses_vault=True, lock_follows=True),
+    # a `run` in a vault that `unlock` alone has opened, renamed by the host side
+    VISIT: SessionKind(uses_vault=False, lock_follows=False),
+    # while it saves and locks, renamed by the `lock` in the pod, or by the host side of a `run`
+    LEAVING: SessionKind(uses_vault=False, lock_follows=True),
+}
+# The others: who claimed it, as a line of /proc/<pid>/stat, written by the shell or the command of a
+# `run`; and the socket to the ssh agent of its host, made by the host side.
+CLAIM_KIND, AGENT_KIND = "shell", "agent"
+WATCH_PAUSE = 1.0  # seconds between two looks of a host side at the guard and at its own lease
+CLAIM_LIMIT = 30.0  # seconds in which a slow engine may start the shell
+UP_LOCK = "up.lock"  # in .tazpod/run; held while the container is made to run
+GUARD = "guard"  # who leaves when the guard locks
+GUARD_LOCK = "guard.lock"  # in .tazpod/run; held by the guard for as long as that lives
+
 # For every bash in the container, with __tazpod_secrets set before it.  The shell that `enter` opens
 # ties itself to the host side that opened it (see section 9); for one that is not bash, a bash with
 # TAZPOD_CLAIM does so.
-BASH_HOOK = r"""# TazPod
+BASH_HOOK = (
+    r"""# TazPod
 __tazpod_take() {  # what a host side says of its terminal, as far as this container knows it
   local name value
   while IFS='=' read -r name value; do
@@ -270,17 +302,25 @@ __tazpod_take() {  # what a host side says of its terminal, as far as this conta
     esac
   done < "$1"
 }
-if [[ $PPID = 0 && ( $- = *i* || -n ${TAZPOD_CLAIM-} ) ]]; then
-  for __tazpod_lease in /workspace/.tazpod/run/*.session; do
-    [ -e "$__tazpod_lease" ] || continue
+"""
+    rf"""if [[ $PPID = 0 && ( $- = *i* || -n ${{TAZPOD_CLAIM-}} ) ]]; then
+  __tazpod_due=()
+  for __tazpod_lease in /workspace/.tazpod/run/*.{SHELL_DUE}; do
+    [[ -e $__tazpod_lease && ! -e ${{__tazpod_lease%.{SHELL_DUE}}}.{CLAIM_KIND} ]] || continue
+    __tazpod_due+=("$__tazpod_lease")
+  done
+  for __tazpod_lease in "${{__tazpod_due[@]}}"; do
+    # Of several, those are left out whose lock can be got: their host side is dead.
+    (( ${{#__tazpod_due[@]}} == 1 )) || ! flock -ns "$__tazpod_lease" true 2> /dev/null || continue
     ( umask 077; set -o noclobber; read -r self < "/proc/$$/stat"
-      echo "$self" > "${__tazpod_lease%.session}.shell" ) 2> /dev/null || continue
+      echo "$self" > "${{__tazpod_lease%.{SHELL_DUE}}}.{CLAIM_KIND}" ) 2> /dev/null || continue
     __tazpod_take "$__tazpod_lease"
-    __tazpod_lease=${__tazpod_lease##*/}
-    export TAZPOD_SESSION="${__tazpod_lease%.session}"
+    __tazpod_lease=${{__tazpod_lease##*/}}
+    export TAZPOD_SESSION="${{__tazpod_lease%.{SHELL_DUE}}}"
     break
   done
-  unset __tazpod_lease
+"""
+    r"""  unset __tazpod_lease __tazpod_due
 fi
 [[ $- = *i* ]] || return 0
 tazpod() {  # with `env`: take over what has changed
@@ -302,12 +342,15 @@ __tazpod_prompt() {
 # One element of an array (bash 5.1): what ~/.bashrc puts into the variable later is another.
 [ -z "$__tazpod_secrets" ] || PROMPT_COMMAND[99]=__tazpod_prompt
 """
+)
 
 # What `run` starts: it ties itself to the session of its host side as the shell does, and goes on as
 # the command under the same process number.
 CLAIM = (
-    'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0"); '
-    f'. {POD_TOOL}/bashrc; __tazpod_take "${{0%shell}}"[lv]*; exec bash -lc "$1"'
+    'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0") 2> /dev/null; '
+    f". {POD_TOOL}/bashrc; "
+    f'for lease in "${{0%{CLAIM_KIND}}}"{{{LEASE},{VISIT}}}; do '
+    '[ ! -e "$lease" ] || __tazpod_take "$lease"; done; exec bash -lc "$1"'
 )
 
 # ── 1. errors ─────────────────────────────────────────────────────────────────────────────
@@ -333,6 +376,10 @@ class MissingProgram(TazpodError):
     """A program or library that this needs is not installed."""
 
     exit_code = MISSING
+
+
+class Busy(TazpodError):
+    """Another tazpod holds a lock for longer than this one was to wait."""
 
 
 class VaultError(TazpodError):
@@ -1693,37 +1740,69 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
 def _open_lock(path: Path) -> int:
     """A descriptor of the file of a lock, which is made when it is missing."""
     for _ in range(ATTEMPTS):  # another tazpod may make it, or the container take it away, just now
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return open_shared(path, os.O_RDWR)
-        with contextlib.suppress(FileExistsError):
-            return create_file(path)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                return create_file(path)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return open_shared(path)  # which locks as well
     raise OSError(errno.EBUSY, "somebody keeps removing it", str(path))
+
+
+# What may take long under a lock; whoever holds it writes the word into the lock's file.
+LONG_WORK = {b"pull": "pulling the image", b"hook": "running hooks.post_up"}
+
+
+def tell_work(path: Path, work: bytes) -> None:
+    """Tell whoever waits for a lock that we hold what takes so long."""
+    if OPTIONS.dry_run:
+        return
+    with contextlib.suppress(OSError):
+        fd = open_shared(path, os.O_RDWR)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, work, 0)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager
 def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int]:
-    """Hold an exclusive flock(2) on a file; host and pod see the same one.  A dry run holds none."""
-    if OPTIONS.dry_run:
-        yield -1
+    """Hold an exclusive flock(2) on a file; host and pod see the same one.  A dry run holds none.
+
+    Where the file is missing and cannot be made, since the disk is read-only, nobody else can hold it.
+    """
+    fd = -1
+    if not OPTIONS.dry_run:
+        try:
+            fd = _open_lock(path)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+    if fd < 0:
+        yield fd
         return
-    fd = _open_lock(path)
     try:
         start = time.monotonic()
-        told = False
+        told = ""
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 passed = time.monotonic() - start
+                doing = LONG_WORK.get(os.pread(fd, 20, 0), what)
                 if passed >= wait:
-                    raise TazpodError(
+                    raise Busy(
                         f"another tazpod has been {what} for over {wait:g} seconds ({path})",
                         "wait for it, or end it, and try again",
                     ) from None
-                if passed > 1 and not told:
-                    say(f"waiting for another tazpod that is {what}")
-                    told = True
+                if passed > 1 and told != doing:
+                    say(f"waiting for another tazpod that is {doing}")
+                    told = doing
                 time.sleep(0.05)
         yield fd
     finally:
@@ -2608,6 +2687,7 @@ def create_container(config: Config, image: str) -> None:
     `image` is the id of the config's image, '' when it is not here.
     """
     if not image:
+        tell_work(config.run_folder / UP_LOCK, b"pull")
         get_image(config)
     mtu = wanted_mtu(config)
     if mtu and capture([config.program, "network", "inspect", network_name(mtu)]).code != 0:
@@ -2703,7 +2783,10 @@ def ensure_up(config: Config, *, tell: bool = False) -> Container:
         what = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
         raise UsageError(f"{config.project}: {what}", "rename the folder")
     private_folder(config.run_folder)
-    with locked_file(config.run_folder / "up.lock", "starting the container", TIME_LIMIT):
+    path = config.run_folder / UP_LOCK
+    with locked_file(path, "starting the container", math.inf) as fd:
+        if fd >= 0 and os.fstat(fd).st_size:
+            tell_work(path, b"")  # what one that was killed has left there
         before, image = look(config)
         container = before
         if container is None or not container.running:
@@ -2712,6 +2795,7 @@ def ensure_up(config: Config, *, tell: bool = False) -> Container:
             copy_tool(config)
             set_up(config, container)
         if config.post_up and not (before and before.in_memory):
+            tell_work(path, b"hook")
             run_hook(exec_line_argv(config, f"exec 1>&2; {config.post_up}", terminal=False))
         if tell and before:
             old = drift(config, container, image)
@@ -2736,6 +2820,7 @@ def pod_archive(config: Config) -> bytes:
     launcher = (
         "#!/bin/sh\n"
         "cd /  # else a lock typed inside the vault would be what keeps it busy\n"
+        "trap '' INT  # until main takes it: Ctrl-C during the imports would show a traceback\n"
         f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
         'import tazpod; tazpod.program()\' "$@"\n'
     ).encode()
@@ -3181,10 +3266,10 @@ def check_folder(vault: Vault) -> None:
 
 
 @contextlib.contextmanager
-def vault_lock(vault: Vault) -> Iterator[None]:
+def vault_lock(vault: Vault, wait: float = WAIT_LIMIT) -> Iterator[None]:
     """The one lock for everything that reads or writes the sealed file."""
     check_folder(vault)
-    with locked_file(vault.folder / ".lock", "working on the vault"):
+    with locked_file(vault.folder / ".lock", "working on the vault", wait):
         yield
 
 
@@ -3652,7 +3737,7 @@ def login_in_ram(vault: Vault) -> None:
 
 def tell_lost(vault: Vault) -> None:
     """Of a locked vault: say so, once, when its RAM went away while it was open."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         when = utc(vault.marker.stat().st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
         remove_file(vault.marker)
@@ -4441,11 +4526,9 @@ def make_bucket(storage: Storage) -> list[str]:
 
 # ── 8. session ────────────────────────────────────────────────────────────────────────────
 #
-# Each `enter` holds a flock on a file under .tazpod/run, which the pod sees through the mount:
-# however the host side dies, the lock falls.  The file is <id>.lease until the shell is about
-# to start, then <id>.session; the shell claims it by writing <id>.shell (see BASH_HOOK).  It is
-# <id>.leaving while the vault is saved and locked after the shell, and
-# <id>.visit for a `run` in a vault that no session opened: nothing is locked after that.
+# Each `enter` and `run` holds a flock on a file under .tazpod/run, which the pod sees through the mount:
+# however the host side dies, the lock falls.  SESSION_KINDS in section 0 is the table of the states in
+# which it may be, of who makes them, and of what follows from each.
 
 
 class State(NamedTuple):
@@ -4520,44 +4603,86 @@ def observe(config: Config, container: Container) -> State:
 class Session:
     """One host side: its lease, locked as long as this process lives."""
 
-    def __init__(self, folder: Path, name: str, fd: int, path: Path) -> None:
-        self.folder, self.id, self.fd, self.path = folder, name, fd, path
+    def __init__(self, folder: Path, told: bytes) -> None:
+        self.folder, self.id, self.told = folder, random_hex(8), told
+        self.kind, self.fd = LEASE, -1  # no descriptor: the disk is read-only
+        self.claim = b""  # what the shell wrote when it claimed this session
+        try:
+            self.make()
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            warn(f"{folder}: the disk is read-only, so nothing can be saved, nor sessions be told apart")
+
+    def file(self, kind: str) -> Path:
+        """The session's file of that kind."""
+        return self.folder / f"{self.id}.{kind}"
+
+    def make(self) -> None:
+        """Make the lease, which exists only locked."""
+        hidden = private_folder(self.folder) / f".{self.id}"
+        fd = create_file(hidden)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, self.told)
+        rename_file(hidden, f"{self.id}.{self.kind}")
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = fd
 
     def become(self, kind: str) -> None:
-        """Say how far this session is: `session` lets the next shell claim it."""
-        self.path = rename_file(self.path, f"{self.id}.{kind}")
+        """Say how far this session is: in the state SHELL_DUE the next shell claims it."""
+        if self.fd >= 0:
+            rename_file(self.file(self.kind), f"{self.id}.{kind}")
+        self.kind = kind
 
     def wait_claimed(self, process: Any) -> None:
-        """Wait until the shell has claimed this session: two entries must not swap theirs."""
-        deadline = time.monotonic() + 2
-        claim = self.folder / f"{self.id}.shell"
-        while not claim.exists() and process.poll() is None and time.monotonic() < deadline:
+        """Wait until the shell has claimed this session: two entries must not swap theirs.
+
+        Not for ever: an image whose bash does not read our hook claims nothing.
+        """
+        deadline = time.monotonic() + CLAIM_LIMIT
+        while self.fd >= 0 and process.poll() is None and time.monotonic() < deadline:
+            if self.is_claimed():
+                return
             time.sleep(0.02)
 
-    def close(self, *, cut: bool = False) -> None:
-        """Take the session's files away; when it was `cut` off they tell the guard what to end."""
-        kinds = ("agent",) if cut else ("agent", "shell", "leaving")
-        for path in (*(() if cut else (self.path,)), *(self.folder / f"{self.id}.{kind}" for kind in kinds)):
+    def is_claimed(self) -> bool:
+        """Whether a shell has claimed this session; what it wrote is kept."""
+        if not self.claim:
             with contextlib.suppress(OSError):
-                remove_file(path)
+                self.claim = read_shared(self.file(CLAIM_KIND))
+        return bool(self.claim)
+
+    def restore(self) -> None:
+        """Make the session's files anew when somebody has removed the run folder."""
+        if self.id not in sessions(self.folder):
+            self.make()
+            if self.claim:
+                write_whole(self.file(CLAIM_KIND), self.claim)
+        self.is_claimed()
+
+    def close(self, *, cut: bool = False) -> None:
+        """Take the session's files away; when it was `cut` off they tell the guard what is left to do."""
+        kinds = [AGENT_KIND]
+        if not cut:
+            kinds += [CLAIM_KIND, *SESSION_KINDS]
+        for kind in kinds:
+            with contextlib.suppress(OSError):
+                remove_file(self.file(kind))
         link_agent(self.folder)
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 def open_session(config: Config) -> Session:
-    """Make a lease that exists only locked, with what the shell is to know of this terminal."""
-    folder, name = private_folder(config.run_folder), random_hex(8)
-    hidden = folder / f".{name}"
-    fd = create_file(hidden)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    """A session of this process, with what its shell is to know of this terminal."""
     told = {key: os.environ.get(key, "") for key in SESSION_VARIABLES}
     told["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else ""
     lines = [f"{key}={value}\n" for key, value in told.items() if SESSION_VALUE.fullmatch(value)]
-    os.write(fd, "".join(lines).encode())
-    path = rename_file(hidden, f"{name}.lease")
+    session = Session(config.run_folder, "".join(lines).encode())
     if config.ssh_agent:
-        relay_agent(folder / f"{name}.agent")
-    return Session(folder, name, fd, path)
+        relay_agent(session.file(AGENT_KIND))
+    return session
 
 
 def relay_agent(place: Path) -> None:
@@ -4613,30 +4738,89 @@ def link_agent(folder: Path) -> None:
 
 
 def is_alive(path: Path) -> bool:
-    """Whether somebody holds the flock on a lease."""
+    """Whether somebody holds the flock on a file: no only when it is not there, or the lock can be got.
+
+    A disk in trouble is no sign of death.
+    """
     try:
-        fd = open_shared(path, os.O_RDWR)
-    except OSError:
-        return False
+        fd = open_shared(path)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once do not see each other
         return False
-    except BlockingIOError:
+    except OSError:
         return True
     finally:
         os.close(fd)
 
 
+def is_same_file(path: Path, fd: int) -> bool:
+    """Whether a path still leads to the file that is open; yes when nobody can tell."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError as error:
+        return error.errno != errno.ENOENT
+
+
 def sessions(folder: Path) -> dict[str, Path]:
-    """The leases in a run folder, by session; in the order in which they are renamed."""
-    kinds = ("lease", "session", "visit", "leaving")
-    return {path.stem: path for kind in kinds for path in folder.glob(f"*.{kind}")}
+    """The leases in a run folder, by session; looked for in the order in which they are renamed."""
+    found = {}
+    for kind in SESSION_KINDS:
+        for path in folder.glob(f"*.{kind}"):
+            if path.is_file() and not path.is_symlink():
+                found[path.stem] = path
+    return found
+
+
+def dead_sessions(folder: Path) -> list[Path]:
+    """The leases of sessions after whose death the vault has not been locked yet."""
+    found = []
+    for path in sessions(folder).values():
+        if SESSION_KINDS[path.suffix[1:]].lock_follows and not is_alive(path):
+            found.append(path)
+    return found
 
 
 def live_sessions(folder: Path) -> int:
-    """How many sessions use the vault: none that is leaving, no visit."""
-    kinds = (".lease", ".session")
-    return sum(path.suffix in kinds and is_alive(path) for path in sessions(folder).values())
+    """How many sessions use the vault."""
+    alive = 0
+    for path in sessions(folder).values():
+        if SESSION_KINDS[path.suffix[1:]].uses_vault and is_alive(path):
+            alive += 1
+    return alive
+
+
+def ensure_guard(config: Config) -> bool:
+    """Start the guard in the container where none holds its lock; whether one is there or was started."""
+    if is_alive(config.run_folder / GUARD_LOCK):
+        return True
+    with contextlib.suppress(TazpodError):
+        return act(guard_argv(config)).code == 0
+    return False
+
+
+@contextlib.contextmanager
+def watching(config: Config, session: Session) -> Iterator[None]:
+    """Meanwhile, in the background: a guard that died is replaced, a lease that was removed comes back."""
+    import threading
+
+    over = threading.Event()
+
+    def watch() -> None:
+        pause = WATCH_PAUSE
+        while not over.wait(pause):
+            with contextlib.suppress(OSError):
+                session.restore()
+            pause = WATCH_PAUSE if ensure_guard(config) else min(pause * 2, 60.0)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()  # it may act as another user just now, which is the whole process's doing
 
 
 # -- the vault and its copy in the storage
@@ -4895,8 +5079,8 @@ def open_shell(config: Config, session: Session) -> int:
     """The shell, tied to this session; its exit status."""
     with contextlib.ExitStack() as starting:
         path = config.run_folder / "enter.lock"
-        starting.enter_context(locked_file(path, "opening a shell"))
-        session.become("session")
+        starting.enter_context(locked_file(path, "opening a shell", math.inf))
+        session.become(SHELL_DUE)
 
         def claimed(process: Any) -> None:
             session.wait_claimed(process)
@@ -4904,7 +5088,8 @@ def open_shell(config: Config, session: Session) -> int:
 
         terminal = all_terminal()
         env = docker_settings(config) if terminal else None
-        return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
+        with watching(config, session):
+            return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
 
 
 def leave(config: Config, session: Session, interrupted: bool) -> int:
@@ -4925,7 +5110,7 @@ def leave(config: Config, session: Session, interrupted: bool) -> int:
         return run_foreground(argv, stdin=nothing.fileno(), own_session=True)
 
 
-def bootstrap(config: Config) -> None:
+def bootstrap(config: Config, session: Session) -> None:
     """No vault here: fetch it, each step its own exec, so that no stray key of one reaches the next.
 
     A new vault is offered only when the storage says for certain that it has none, or on request;
@@ -4937,12 +5122,12 @@ def bootstrap(config: Config) -> None:
             return
         code = pod_command(config, ["pull", "vault"])
         if code == 0:
-            pod_command(config, ["unlock"])
+            pod_command(config, unlock_words(session))
         if code != ABSENT or not confirm("The storage has no vault. Start a new, empty one?"):
             return
     elif not confirm("There is no vault yet. Start a new, empty one?"):
         return
-    pod_command(config, ["unlock"])
+    pod_command(config, unlock_words(session))
 
 
 def tell_sync(config: Config, vault: Vault) -> None:
@@ -4964,39 +5149,89 @@ def enter(config: Config) -> int:
     if config.ghost_mode:
         tell_sync(config, host_vault(config))
     session = open_session(config)
-    code, interrupted = FAILED, True
+    code, interrupted, left = FAILED, True, LEAVE not in steps
     try:
         if UNLOCK in steps and confirm("The vault is locked. Unlock it?"):
-            pod_command(config, ["unlock"])
+            pod_command(config, unlock_words(session))
         if BOOTSTRAP in steps:
-            bootstrap(config)
+            bootstrap(config, session)
+        if steps == (SHELL, LEAVE):
+            ensure_guard(config)  # else the unlock has started one
         code = open_shell(config, session)
         interrupted = False
+        if left:
+            tell_gone(config, code)
     finally:
         try:
-            if LEAVE in steps:
-                code = leave_and_tell(config, session, interrupted, code)
+            if not left:
+                code, left = leave_and_tell(config, session, interrupted, code)
         finally:
-            session.close()
+            end_session(config, session, cut=not left)
     return code
 
 
-def leave_and_tell(config: Config, session: Session, interrupted: bool, code: int) -> int:
-    """Leave, and say what became of the vault when that failed; the status to exit with."""
+def unlock_words(session: Session) -> list[str]:
+    """The unlock that a session asks for: without its host side, the vault is not opened."""
+    return ["unlock", "--session", session.id]
+
+
+def end_session(config: Config, session: Session, cut: bool) -> None:
+    """Close a session; of one that was cut off, the guard ends what still runs, and locks."""
+    session.close(cut=cut)
+    if cut:
+        ensure_guard(config)
+
+
+def leave_and_tell(config: Config, session: Session, interrupted: bool, code: int) -> tuple[int, bool]:
+    """Leave, and say what became of the vault when that failed.
+
+    Gives the status to exit with, and whether the vault needs nothing more: else the guard goes on.
+    """
     left = leave(config, session, interrupted)
-    container = find_container(config) if left != 0 else None
-    if container and container.running and not vault_is_open(config, strict=False):
-        left = leave(config, session, interrupted)  # it was down just now: what is lost is told there
     if left == 0:
-        return code
-    if container is None or not container.running:
-        opened = host_vault(config).marker.exists()  # whoever takes it down in good order locks first
-        lost = "; so is what was in the open vault since the last save" if opened else ""
-        hint = "the sealed vault is untouched: tazpod"
-        complain(TazpodError(f"the container {config.container_name} is gone{lost}", hint))
-    else:
-        complain(VaultError("the vault was not locked", "see above; then: tazpod lock"))
-    return code or FAILED
+        return code, True
+    if tell_gone(config, 255):
+        return code or FAILED, True
+    if not vault_is_open(config, strict=False):  # the container was down in between: lock tells what is lost
+        left = leave(config, session, interrupted)
+        if left == 0:
+            return code, True
+    hint = "see above; it is tried again until it is done: tazpod status"
+    complain(VaultError("the vault was not locked", hint))
+    return code or FAILED, False
+
+
+def tell_gone(config: Config, code: int) -> bool:
+    """After an exec that ended with this status: whether the container has gone; that is said."""
+    if code not in (137, 255):  # what docker gives when the container, or the engine, dies
+        return False
+    lost = ""
+    with contextlib.suppress(OSError):  # whoever takes a container down in good order locks first
+        when = utc(host_vault(config).marker.stat().st_mtime)
+        lost = f"; what changed in the open vault after {when} is lost"
+    try:
+        if is_there(config):
+            return False
+    except TazpodError as error:
+        lost = lost.replace("is lost", "is lost if the container does not survive")
+        raise TazpodError(f"{error}{lost}", error.hint) from None
+    hint = "the sealed vault is untouched: tazpod"
+    complain(TazpodError(f"the container {config.container_name} is gone{lost}", hint))
+    return True
+
+
+def is_there(config: Config) -> bool:
+    """Whether the container runs, or is paused.
+
+    It is tried: an exec ends some moments before docker says of a container that it was killed.
+    """
+    container = find_container(config)
+    if container is None or not container.in_memory:
+        return False
+    return (
+        container.status == "paused"
+        or capture([config.program, "exec", config.container_name, "true"]).code == 0
+    )
 
 
 def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None) -> int:
@@ -5014,33 +5249,46 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
         if state.ghost and state.sealed and not state.open:
             if passphrase is not None or (on_terminal() and confirm("The vault is locked. Unlock it?")):
                 shared = True
-                code = pod_command(config, ["unlock"], passphrase, stdout=2)
+                code = pod_command(config, unlock_words(session), passphrase, stdout=2)
                 if code != 0:
                     cut = False
                     return code
             else:
                 say("the vault is locked, and the command runs without it")
+        if state.open:
+            ensure_guard(config)
         if not shared:
-            session.become("visit")
-        claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.shell"
-        terminal = all_terminal()
-        env = docker_settings(config) if terminal else None
-        code = run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
+            session.become(VISIT)
+        code = run_claimed(config, session, words, folder)
         cut = code >= 128  # a docker that was ended leaves the command behind
+        if not shared and tell_gone(config, code):
+            cut = False
     finally:
         try:
             if shared:
-                with contextlib.suppress(OSError):  # the command may have cleaned up there
-                    session.become("leaving")
-                if not live_sessions(config.run_folder):
-                    code = leave_and_tell(config, session, cut, code)
-                    cut = False
+                code, cut = leave_after_run(config, session, code, cut)
         finally:
-            session.close(cut=cut)
-            if cut:
-                with contextlib.suppress(TazpodError):  # none may run yet that ends what is left
-                    act(guard_argv(config))
+            end_session(config, session, cut)
     return code
+
+
+def run_claimed(config: Config, session: Session, words: Sequence[str], folder: str) -> int:
+    """Run a command that ties itself to this session; its exit status."""
+    claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.{CLAIM_KIND}"
+    terminal = all_terminal()
+    env = docker_settings(config) if terminal else None
+    with watching(config, session):
+        return run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
+
+
+def leave_after_run(config: Config, session: Session, code: int, cut: bool) -> tuple[int, bool]:
+    """Leave the vault that a command has used: the status to exit with, and whether the guard must go on."""
+    with contextlib.suppress(OSError):  # the command may have cleaned up there
+        session.become(LEAVING)
+    if live_sessions(config.run_folder):
+        return code, cut
+    code, left = leave_and_tell(config, session, cut, code)
+    return code, not left
 
 
 # ── 9. guard ──────────────────────────────────────────────────────────────────────────────
@@ -5083,30 +5331,40 @@ def hang_up(folder: Path, session: str) -> None:
             time.sleep(0.05)
 
 
-def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[int, int]:
-    """End the sessions whose host side has died, and `leaving`; how many, and how many live.
+def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[list[Path], int]:
+    """End the sessions whose host side has died, and `leaving`; their leases, and how many live.
 
     The one that leaves is marked before the others are counted: of two that leave at once, one
-    sees that the other is going.  Its lease stays, so that one who dies while leaving is missed.
+    sees that the other is going.  A dead lease stays until the vault is locked or somebody else
+    uses it (see `forget`): whoever looks next sees that a lock is due, also after a guard was killed.
     """
-    dead = alive = 0
+    dead, alive = [], 0
     path = sessions(folder).get(leaving)
     if path:
-        dead += 1
-        with contextlib.suppress(FileNotFoundError):
-            rename_file(path, f"{leaving}.leaving")
+        with contextlib.suppress(OSError):
+            rename_file(path, f"{leaving}.{LEAVING}")
         hang_up(folder, leaving)
     for name, path in sessions(folder).items():
+        kind = SESSION_KINDS[path.suffix[1:]]
         if is_alive(path):
-            alive += path.suffix not in (".leaving", ".visit")
+            alive += kind.uses_vault
             continue
-        dead += path.suffix != ".visit"
         hang_up(folder, name)
-        for file in (path, folder / f"{name}.shell", folder / f"{name}.agent"):
-            with contextlib.suppress(OSError):
-                remove_file(file)
-        link_agent(folder)
+        if kind.lock_follows:
+            dead.append(path)
+        else:
+            forget([path])
     return dead, alive
+
+
+def forget(leases: Sequence[Path]) -> None:
+    """Take away what dead sessions have left."""
+    for lease in leases:
+        for path in (lease, lease.with_suffix(f".{CLAIM_KIND}"), lease.with_suffix(f".{AGENT_KIND}")):
+            with contextlib.suppress(OSError):
+                remove_file(path)
+    if leases:
+        link_agent(leases[0].parent)
 
 
 def terminal_of(pid: int) -> Path:
@@ -5133,14 +5391,79 @@ def last_sign_of_life(vault: Vault, folder: Path) -> float:
     return max(moments)
 
 
+class Task:
+    """A word that the guard runs in a process of its own, so that it stays small and goes on looking.
+
+    What succeeded is due again `every` seconds later; what failed, after a pause that doubles up to
+    `longest` seconds.
+    """
+
+    def __init__(self, word: str, every: float, longest: float) -> None:
+        self.word, self.every, self.longest = word, every, longest
+        self.process: Any = None
+        self.talk = -1  # the descriptor into which it speaks
+        self.started = 0.0
+        self.pause = 0.0
+        self.due = time.monotonic() + every  # not to be started before
+
+    def start(self, *options: str) -> None:
+        """Start it; its pause counts from now on, should it not even start."""
+        self.started = time.monotonic()
+        self._wait_longer()
+        self.talk = memory_file()
+        try:
+            with open(os.devnull, "r+b") as nothing:
+                argv, fd = [POD_LAUNCHER, self.word, *options], nothing.fileno()
+                self.process = spawn(argv, stdin=fd, stdout=fd, stderr=self.talk)
+        except TazpodError:
+            os.close(self.talk)
+            raise
+
+    def settle(self, log: Any) -> bool:
+        """Whether it has just succeeded; how it ended is logged."""
+        if self.process is None:
+            return False
+        code, passed = self.process.poll(), time.monotonic() - self.started
+        if code is None:
+            if passed > 2 * TRANSFER_LIMIT:
+                self.process.kill()
+            return False
+        result = Result(code, b"", read_back(self.talk).decode(errors="replace"))
+        os.close(self.talk)
+        self.process = None
+        said = " / ".join(line.strip() for line in result.err.splitlines())
+        if code == 0:
+            log.info("%s: status 0 in %.1f s: %s", self.word, passed, said)
+            self.pause = 0.0
+            self.due = time.monotonic() + self.every
+            return True
+        log.error("%s: status %d in %.1f s: %s", self.word, code, passed, said)
+        note_guard(failed=int(time.time()), error=f"{self.word}: {result.reason}")
+        self.due = time.monotonic() + self.pause
+        return False
+
+    def _wait_longer(self) -> None:
+        self.pause = min(max(self.pause * 2, 1.0), self.longest)
+        self.due = self.started + self.pause
+
+
 class Watch:
     """What the guard remembers from one look to the next."""
 
-    pending = False  # the last session has died, so the vault is to be locked
-    delay = 1.0
-    retry = 0.0
-    cycle = 0.0  # when to save and push next
-    pause = 0.0  # seconds until then; grows while it fails
+    def __init__(self, interval: float) -> None:
+        self.lock = Task("lock", 0.0, 60.0)
+        self.save = Task("save", interval, 300.0)
+        self.push = Task("push", interval, 1800.0)
+        self.said = self.save.due  # when to say next that there is nothing to do
+
+    def settle(self, log: Any) -> bool:
+        """See what has ended; whether anything still runs."""
+        self.lock.settle(log)
+        if self.save.settle(log) and not self.push.pause:
+            self.push.due = 0.0
+        if self.push.settle(log):
+            note_guard(success=int(time.time()))
+        return any(task.process for task in (self.lock, self.save, self.push))
 
 
 def guard_notes() -> dict[str, Any]:
@@ -5158,69 +5481,84 @@ def note_guard(**facts: object) -> None:
         write_whole(Path(GUARD_NOTES), json.dumps({**guard_notes(), **facts}).encode())
 
 
-def by_child(log: Any, word: str, *options: str) -> bool:
-    """Run a word in a process of its own, so that this one stays small; log how it went."""
-    start = time.monotonic()
-    result = capture([POD_LAUNCHER, word, *options], limit=2 * TRANSFER_LIMIT)
-    said = " / ".join(line.strip() for line in result.err.splitlines())
-    level = "info" if result.code == 0 else "error"
-    getattr(log, level)("%s: status %d in %.1f s: %s", word, result.code, time.monotonic() - start, said)
-    if result.code != 0:
-        note_guard(failed=int(time.time()), error=f"{word}: {result.reason}")
-    return result.code == 0
-
-
-def sync_cycle(config: Config, vault: Vault, log: Any) -> bool:
-    """Save if something changed, push if what is sealed is not in the storage; False on failure."""
-    with vault_lock(vault):
-        changed = survey(vault.mount).digest != read_state(vault).get("tree")
-        old_format = changed and bool(sealed_digest(vault)) and not sealed_is_native(vault)
-    if old_format:
-        log.debug("not saved: the first save over a vault of Go TazPod is for a person to start")
-    elif changed and not by_child(log, "save"):
-        return False
-    base = base_of(vault, config)
-    syncs = "conflict" not in base and (base or uses_storage(config, vault))  # see `tell_sync`
-    if syncs and sealed_digest(vault) not in ("", base.get("digest")):
-        return by_child(log, "push")
-    log.debug("nothing to do")
-    return True
-
-
 def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: Any) -> None:
     """One look of the guard: end dead sessions, lock after the last, save and push in time."""
+    watch.settle(log)
     dead, alive = end_dead_sessions(folder)
-    watch.pending = (watch.pending or dead > 0) and alive == 0
-    now = time.monotonic()
     if not is_open(vault):
-        watch.pending, watch.delay = False, 1.0
-        if now >= watch.cycle:
-            log.debug("the vault is locked: nothing to do")
-            watch.pause, watch.cycle = 0.0, now + config.sync_interval
-        if mounted_at(vault.transit):
-            with vault_lock(vault):
-                discard_transit(vault)
+        rest(config, vault, dead, watch, log)
+        return
+    if alive:
+        forget(dead)  # who leaves last locks
+    if watch.lock.process:
         return
     idle = time.time() - last_sign_of_life(vault, folder)
     overdue = config.vault_autolock and idle > config.vault_autolock * 60
-    if watch.pending or overdue:
-        leaving = [] if overdue else ["--leaving=guard"]  # pushes as well, as the last session would
-        if now >= watch.retry:
-            # Locked: an unlock that comes before the next look is another vault.
-            watch.pending = not by_child(log, "lock", *leaving)
-            watch.delay = min(watch.delay * 2, 60.0) if watch.pending else 1.0
-        watch.retry = max(watch.retry, now + watch.delay)
-    elif config.sync_interval and now >= watch.cycle:
-        try:
-            done = sync_cycle(config, vault, log)
-        except (TazpodError, OSError) as error:
-            log.error("%s", error)
-            note_guard(failed=int(time.time()), error=str(error))
-            done = False
-        if done:
+    if overdue or (dead and not alive):
+        if time.monotonic() >= watch.lock.due:
+            # The session's lock pushes as well, as the last session would have done.
+            watch.lock.start(*([] if overdue else [f"--leaving={GUARD}"]))
+    elif config.sync_interval:
+        keep_in_step(config, vault, watch, log)
+
+
+def rest(config: Config, vault: Vault, dead: Sequence[Path], watch: Watch, log: Any) -> None:
+    """With a locked vault: clear up what killed ones have left, in RAM and in the run folder."""
+    watch.lock.pause = watch.lock.due = 0.0
+    now = time.monotonic()
+    if now >= watch.said:
+        log.debug("the vault is locked: nothing to do")
+        watch.said = now + config.sync_interval
+    if not dead and mounted_at(vault.transit) is None:
+        return
+    # An unlock or a lock that is under way holds the lock; then the next look will do.
+    with contextlib.suppress(Busy), vault_lock(vault, wait=0):
+        if not is_open(vault):
+            discard_transit(vault)
+            forget(dead)
+
+
+def keep_in_step(config: Config, vault: Vault, watch: Watch, log: Any) -> None:
+    """Save if something changed, push if the storage has not got what is sealed.
+
+    Each has its own pause after a failure: a storage that cannot be reached keeps nobody from saving.
+    """
+    now = time.monotonic()
+    if watch.save.process is None and now >= watch.save.due:
+        with contextlib.suppress(Busy):
+            changed = has_changed(vault, log)
+            watch.save.due = now + config.sync_interval
+            if changed:
+                watch.save.start()
+    if watch.save.process or watch.push.process or now < watch.push.due:
+        return
+    watch.push.due = now + config.sync_interval
+    if wants_push(config, vault):
+        watch.push.start()
+    else:
+        watch.push.pause = 0.0
+        log.debug("nothing to do")
+        if not watch.save.pause:
             note_guard(success=int(time.time()))
-        watch.pause = config.sync_interval if done else min(max(watch.pause, 1.0) * 2, 1800.0)
-        watch.cycle = time.monotonic() + watch.pause
+
+
+def has_changed(vault: Vault, log: Any) -> bool:
+    """Whether the open vault holds what the sealed file does not, and a guard may save it."""
+    with vault_lock(vault, wait=0):
+        if not is_open(vault) or survey(vault.mount).digest == read_state(vault).get("tree"):
+            return False
+        if sealed_digest(vault) and not sealed_is_native(vault):
+            log.debug("not saved: the first save over a vault of Go TazPod is for a person to start")
+            return False
+    return True
+
+
+def wants_push(config: Config, vault: Vault) -> bool:
+    """Whether the storage lacks what is sealed; a conflict waits for a person (see `tell_sync`)."""
+    base = base_of(vault, config)
+    if "conflict" in base or not (base or uses_storage(config, vault)):
+        return False
+    return sealed_digest(vault) not in ("", base.get("digest"))
 
 
 def guard_log() -> Any:
@@ -5245,30 +5583,38 @@ def guard_log() -> Any:
 
 
 def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
-    """Watch until SIGTERM, which ends the cycle under way first.  One in a container: another
-    ends at once, and this one gives way to a newer tool."""
+    """Watch until SIGTERM, which lets what is under way end first.
+
+    One in a container: another ends at once.  This one begins anew when there is a newer tool, or when
+    its lock was removed with the run folder.
+    """
     folder = private_folder(Path(WORKSPACE, ENVELOPE, "run"))
-    watch = Watch()
-    watch.cycle = time.monotonic() + config.sync_interval
+    watch = Watch(config.sync_interval)
     own = tool_stamp()
     ended: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
-    signal.signal(signal.SIGINT, lambda number, _: ended.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda which, _: ended.append(which))
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked_file(folder / "guard.lock", "guarding", wait=0))
-        except TazpodError:
+            # A second's patience: whoever only looks at the lock holds it for a moment.
+            lock = stack.enter_context(locked_file(folder / GUARD_LOCK, "guarding", wait=1.0))
+        except Busy:
             return
         log = guard_log()
         log.info("started")
-        while tool_stamp() == own:
+        while True:
             try:
-                look_after(config, vault, folder, watch, log)
+                if not ended:
+                    look_after(config, vault, folder, watch, log)
             except (TazpodError, OSError) as error:
                 log.error("%s", error)
-            if ended:
-                log.info("ended by signal %d", ended[0])
-                return
+                note_guard(failed=int(time.time()), error=str(error))
+            if not watch.settle(log):
+                if ended:
+                    log.info("ended by signal %d", ended[0])
+                    return
+                if tool_stamp() != own or not is_same_file(folder / GUARD_LOCK, lock):
+                    break
             time.sleep(tick)
         time.sleep(tick)  # until all of the newer one is there
     os.execv(POD_LAUNCHER, ["tazpod", GUARD_WORD])
@@ -5457,6 +5803,8 @@ def cmd_up(args: argparse.Namespace) -> int:
         run_argv(config, home_folder())  # what is wrong with the config is to be known before
         take_down(config, discard=False)
     container = ensure_up(config, tell=True)
+    if host_vault(config).marker.exists():
+        observe(config, container)  # which tells what was lost when it stopped
     docker(guard_argv(config))
     progress(f"the container {config.container_name} is running ({container.image})")
     return OK
@@ -5466,6 +5814,8 @@ def take_down(config: Config, discard: bool) -> bool:
     """Save and lock, then stop and remove the container; False when there is none."""
     refuse_links(config)
     container = find_container(config)
+    if config.ghost_mode and not (container and container.in_memory):
+        tell_lost(host_vault(config))
     if container is None:
         return False
     alive = live_sessions(config.run_folder)
@@ -5521,7 +5871,9 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
                 return OK
         passphrase = given_passphrase(args)
         ensure_up(config)
-        return pod_command(config, args.forward, passphrase)
+        code = pod_command(config, args.forward, passphrase)
+        tell_gone(config, code)
+        return code
 
     command.__doc__ = word.__doc__
     return command
@@ -5559,12 +5911,15 @@ def plural(count: int, noun: str) -> str:
 @forwarded
 def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     """open the vault into RAM"""
-    vault = pod_vault(config)
+    vault, folder = pod_vault(config), Path(WORKSPACE, ENVELOPE, "run")
     if is_open(vault):
+        start_guard(folder)
         say("the vault is open already")
         return OK
     tell_lost(vault)
-    end_dead_sessions(Path(WORKSPACE, ENVELOPE, "run"))  # the guard is not to lock after those
+    forget(end_dead_sessions(folder)[0])  # the guard is not to lock after those
+    start_guard(folder)  # first: it clears up after an unlock that is killed
+    must_be_wanted(folder, args.session)
     prove_tmpfs(vault)
     fresh = not has_sealed(vault)
     if fresh:
@@ -5572,6 +5927,7 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     for left in reversed(range(1 if args.passphrase_fd is not None else ATTEMPTS)):
         passphrase = passphrase_for(args, ask_new_passphrase if fresh else ask_passphrase)
         try:
+            must_be_wanted(folder, args.session)
             tree = unlock(vault, passphrase)
             break
         except WrongPassphrase as error:
@@ -5579,13 +5935,26 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
                 hint = "the sealed vault is untouched; try again"
                 raise VaultError(f"{vault.sealed}: {error}", hint) from None
             say(str(error))
+    try:
+        must_be_wanted(folder, args.session)  # again: its host side may have died meanwhile
+    except VaultError:
+        lock(vault)
+        raise
     say(f"the vault is open at {vault.mount} ({amount(tree)})")
-    start_guard()
     return OK
 
 
-def start_guard() -> None:
-    """Start the guard in the background; where one runs already the new one ends at once."""
+def must_be_wanted(folder: Path, session: str) -> None:
+    """VaultError when the session that asks for an unlock has lost its host side."""
+    path = sessions(folder).get(session)
+    if session and (path is None or not is_alive(path)):
+        raise VaultError("the vault stays locked: whoever asked for it has gone", "tazpod unlock")
+
+
+def start_guard(folder: Path) -> None:
+    """Start the guard in the background, where none runs."""
+    if is_alive(folder / GUARD_LOCK):
+        return
     with open(os.devnull, "r+b") as nothing:
         fd = nothing.fileno()
         spawn([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
@@ -5614,9 +5983,23 @@ def cmd_save(args: argparse.Namespace, config: Config) -> int:
 @forwarded
 def cmd_lock(args: argparse.Namespace, config: Config) -> int:
     """save what changed, then take the vault out of RAM"""
+    folder = Path(WORKSPACE, ENVELOPE, "run")
+    try:
+        return save_and_lock(args, config, folder)
+    finally:
+        if args.leaving:
+            start_guard(folder)  # which goes on where this failed
+
+
+def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int:
+    """What `lock` does, for a person, for a session that ends, and for the guard."""
     vault = pod_vault(config)
     if args.leaving:
-        _, alive = end_dead_sessions(Path(WORKSPACE, ENVELOPE, "run"), args.leaving)
+        if args.leaving not in (*sessions(folder), GUARD):
+            time.sleep(2 * WATCH_PAUSE)  # the run folder was removed: the others make their leases anew
+        dead, alive = end_dead_sessions(folder, args.leaving)
+        if args.leaving == GUARD and not dead:
+            return OK  # somebody has dealt with them meanwhile
         if alive:
             say(f"the vault stays open: {alive} more session{'s' if alive > 1 else ''}")
             return OK
@@ -6005,6 +6388,7 @@ class Facts(NamedTuple):
     vault_open: bool | None = False
     vault_open_since: int | None = None
     vault_sessions: int = 0
+    vault_left_open: bool = False
     vault_unsaved: bool | None = False
     vault_bytes: int = 0
     vault_limit: int = 0
@@ -6118,13 +6502,13 @@ def pod_facts(config: Config) -> dict[str, Any]:
     known = sealed_facts(config, vault, opened)
     if not config.ghost_mode:
         return known
-    notes, running = guard_notes(), False
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            running = running or path.read_bytes().endswith(f"\0{GUARD_WORD}\0".encode())
+    notes = guard_notes()
+    running = is_alive(Path(WORKSPACE, ENVELOPE, "run", GUARD_LOCK))
     known.update(daemon_running=running, daemon_error=notes.get("error", ""))
     known.update(daemon_success_at=notes.get("success"), daemon_failed_at=notes.get("failed"))
-    known["vault_sessions"] = live_sessions(Path(WORKSPACE, ENVELOPE, "run"))
+    folder = Path(WORKSPACE, ENVELOPE, "run")
+    known["vault_sessions"] = live_sessions(folder)
+    known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))
     return {**known, **(open_facts(vault) if opened else {}), **remote_facts(config, vault, opened)}
 
 
@@ -6144,6 +6528,8 @@ def ask_pod(config: Config, container: Container, word: str) -> Any:
     why = result.reason
     if not is_installed(config, container):
         why = "it holds another version of tazpod"
+        if is_alive(config.run_folder / UP_LOCK):
+            why = "it is being set up just now"
     raise TazpodError(f"the container could not be asked: {why}", "tazpod up, then again")
 
 
@@ -6212,15 +6598,17 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     asleep = f.container_state in ("", "absent", "created", "running", "exited")
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
     unknown = f.remote_state == "unknown" and f.remote_failed
+    lost = f"; what changed after {utc(f.vault_lost_since)} is lost" if f.vault_lost_since else ""
     first, older = "tazpod lock, then " if f.vault_open else "", "; ".join(f.container_drift)
     unapproved = f"config.yaml asks for what was not approved: {', '.join(f.config_unapproved)}"
     table = (
         (f.config_unapproved, unapproved, "tazpod trust"),
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
-        (f.vault_lost_since, "the container stopped while the vault was open", "tazpod"),
+        (f.vault_lost_since, f"the container stopped while the vault was open{lost}", "tazpod"),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
         (f.vault_used and not f.vault_format and f.vault_open is False, "there is no vault yet", "tazpod"),
         (f.vault_open and not f.daemon_running, "the daemon does not run", "tazpod up"),
+        (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
         (unknown and expires and expires <= now, "the login has expired", "tazpod login"),
         (f.remote_state == "behind", "the storage holds a newer vault", f"{first}tazpod pull"),
@@ -6580,6 +6968,8 @@ def unseal_lines(path: Path, consumer: Sequence[str]) -> Iterator[str]:
 
 
 def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
+    if not is_alive(Path(WORKSPACE, ENVELOPE, "run", GUARD_LOCK)):
+        yield line([POD_LAUNCHER, GUARD_WORD])
     if is_open(vault):
         return
     ram = line(as_root(tmpfs_argv(vault.transit, vault.size)))
@@ -6591,7 +6981,6 @@ def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iter
             yield line(as_root(["umount", str(vault.home / name)]))
         yield line(as_root(["mount", "--bind", str(vault.transit / name), str(vault.home / name)]))
     yield line(as_root(["mount", "--move", str(vault.transit), str(vault.mount)]))
-    yield line([POD_LAUNCHER, GUARD_WORD])
 
 
 def _show_save(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
@@ -6720,7 +7109,8 @@ PASSPHRASE_FD = option("--passphrase-fd", type=int, metavar="N", help="read the 
 DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
 RECREATE = option("--recreate", action="store_true", help="save and lock, remove it, and make it anew")
 FORCE = option("--force", action="store_true", help="seal also when nothing changed")
-LEAVING = option("--leaving", default="", help=HIDDEN)
+LEAVES = option("--leaving", default="", help=HIDDEN)
+FOR_SESSION = option("--session", default="", help=HIDDEN)
 IMAGE = option("--image", default="", help="the image to use")
 NAME = option("--name", default="", help="the container's name")
 WHAT = option("what", nargs="?", choices=["vault", "image"], default="vault", help="vault (default) or image")
@@ -6740,9 +7130,9 @@ WORDS: dict[str, tuple[Word, ...]] = {
     "Every day": (
         Word("enter", cmd_enter, host_only=True),
         Word("run", cmd_run, (PASSPHRASE_FD, COMMAND_WORDS), host_only=True),
-        Word("unlock", cmd_unlock, (PASSPHRASE_FD,)),
+        Word("unlock", cmd_unlock, (PASSPHRASE_FD, FOR_SESSION)),
         Word("save", cmd_save, (FORCE,)),
-        Word("lock", cmd_lock, (DISCARD, LEAVING)),
+        Word("lock", cmd_lock, (DISCARD, LEAVES)),
         Word("status", cmd_status, (JSON,)),
     ),
     "Project and container": (
@@ -7075,6 +7465,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, end)
     failure: Exception
     try:
+        if in_pod():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # see the launcher in `pod_archive`
         if argv is None:
             argv = sys.argv[1:]
         return dispatch(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import calendar
 import contextlib
 import io
 import json
@@ -282,7 +283,7 @@ class Script:
     def calls(self):
         made = [[Path(argv[0]).name, *argv[1:]] for argv in self.fp.calls]
         return [
-            [re.sub(r"(--leaving |/run/)[0-9a-f]{16}", r"\1<session>", word) for word in argv]
+            [re.sub(r"(--leaving |--session |/run/)[0-9a-f]{16}", r"\1<session>", word) for word in argv]
             for argv in made
         ]
 
@@ -308,7 +309,8 @@ def installed(project):
     record = tazpod.private_folder(config.run_folder) / "pod.json"
     facts = {"tool": tazpod.tool_stamp(), "user": "tazpod", "ghost": True, "links": SETUP[-6:]}
     record.write_text(json.dumps({"container": "7" * 64, **facts}))
-    return record
+    with tazpod.locked_file(record.with_name(tazpod.GUARD_LOCK), "guarding"):
+        yield record
 
 
 def run_of(project):
@@ -770,7 +772,8 @@ def test_entering_an_open_vault_is_four_calls_and_gives_the_shells_status(words,
     script.call(SHELL, code=42)
     script.call(LEAVE)
     assert script.play(*words) == 42
-    assert sorted(path.name for path in installed.parent.iterdir()) == ["enter.lock", "pod.json", "up.lock"]
+    kept = ["enter.lock", "guard.lock", "pod.json", "up.lock"]
+    assert sorted(path.name for path in installed.parent.iterdir()) == kept
 
 
 @pytest.mark.parametrize("sealed, question", [(True, "Unlock it?"), (False, "Start a new, empty one?")])
@@ -782,7 +785,7 @@ def test_a_locked_vault_is_offered_and_no_still_opens_the_shell(
         (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
     warm(script, project, opened=False)
     if agreed:
-        script.call(pod("tazpod unlock", terminal=True))
+        script.call(pod("tazpod unlock --session <session>", terminal=True))
     script.call(SHELL_IT)
     script.call(LEAVE)
     with terminal() as person:
@@ -812,7 +815,7 @@ def test_without_a_terminal_the_answer_is_no_and_the_shell_opens(script, project
 
 def test_a_failed_unlock_still_opens_the_shell(script, project, installed):
     warm(script, project, opened=False)
-    script.call(pod("tazpod --yes unlock"), code=1)
+    script.call(pod("tazpod --yes unlock --session <session>"), code=1)
     script.call(SHELL, code=3)
     script.call(LEAVE)
     assert script.play("--yes") == 3
@@ -832,6 +835,7 @@ def test_a_lock_that_fails_is_told_and_is_never_status_0(*, shell, status, scrip
     script.call(SHELL, code=shell)
     script.call(LEAVE, code=1)
     script.call(INSPECT, **answer("running", project))
+    script.call(("docker", "exec", NAME, "true"))
     script.call(IS_OPEN)
     assert script.play() == status
     assert errors(capfd) == "the vault was not locked"
@@ -842,16 +846,22 @@ def test_a_container_that_is_back_without_its_vault_is_left_again(script, projec
     script.call(SHELL, code=137)
     script.call(LEAVE, code=1)
     script.call(INSPECT, **answer("running", project))
+    script.call(("docker", "exec", NAME, "true"))
     script.call(IS_OPEN, **NOT_OPEN)
     script.call(LEAVE)
     assert script.play() == 137
 
 
-@pytest.mark.parametrize("lost", ["", "; so is what was in the open vault since the last save"])
+LOST = "; what changed in the open vault after 2026-01-02 03:04:05 UTC is lost"
+
+
+@pytest.mark.parametrize("lost", ["", LOST])
 @pytest.mark.parametrize("now", [NO_CONTAINER, "exited"], ids=["removed", "stopped"])
 def test_a_container_that_went_away_is_told(now, *, lost, script, project, installed, capfd):
     if lost:  # whoever takes it down in good order locks first
-        tazpod.host_vault(tazpod.load_config(project)).marker.touch()
+        marker = tazpod.host_vault(tazpod.load_config(project)).marker
+        marker.touch()
+        os.utime(marker, (calendar.timegm((2026, 1, 2, 3, 4, 5)),) * 2)
     warm(script, project, opened=True)
     script.call(SHELL, code=137)
     script.call(LEAVE, code=1)
@@ -875,7 +885,7 @@ def test_run_in_a_vault_that_is_open_is_one_exec(words, script, project, install
     warm(script, project, opened=True)
     script.call(run_in_pod("ls -la", folder="/workspace/a b"), code=42)
     assert script.play("run", *words) == 42
-    assert sorted(path.name for path in installed.parent.iterdir()) == ["pod.json", "up.lock"]
+    assert sorted(path.name for path in installed.parent.iterdir()) == ["guard.lock", "pod.json", "up.lock"]
 
 
 @pytest.mark.parametrize("typed, unlock, status", [("y\n", 0, 5), ("y\n", 1, 1), ("n\n", None, 5)])
@@ -885,7 +895,7 @@ def test_run_opens_a_locked_vault_first_and_leaves_it_after(
     (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
     warm(script, project, opened=False)
     if unlock is not None:
-        script.call(pod("tazpod unlock", terminal=True), code=unlock)
+        script.call(pod("tazpod unlock --session <session>", terminal=True), code=unlock)
     if not unlock:
         script.call(run_in_pod("true", terminal=True), code=5)
     if unlock is not None:
@@ -900,7 +910,7 @@ def test_run_beside_another_session_takes_only_its_own_lease_away(script, projec
         warm(script, project, opened=True)
         script.call(run_in_pod("true"))
         assert script.play("run", "true") == 0
-        assert tazpod.sessions(other.folder) == {other.id: other.path}
+        assert tazpod.sessions(other.folder) == {other.id: other.file("lease")}
 
 
 @pytest.mark.parametrize("ghost", [True, False])
@@ -1035,6 +1045,7 @@ def test_another_user_is_passed_to_every_exec(script, project):
     script.call(COPY)
     script.call((*SETUP[:-7], "dev", *SETUP[-6:]))
     script.call(("docker", "exec", NAME, "mountpoint", "-q", "/home/dev/secrets"))
+    script.call((*GUARD[:3], "-u", "dev", *GUARD[3:]))  # none holds its lock
     script.call(("docker", "exec", "-i", "-u", "dev", "-w", "/workspace", NAME, "/bin/bash"))
     script.call((*("docker", "exec", "-i", "-u", "dev"), *LEAVE[3:]))
     assert script.play() == 0

@@ -28,7 +28,7 @@ VOLATILE = (
     (r"(--passphrase-fd|--status-fd) \w+", r"\1 N"),
     (r"--homedir \S+", "--homedir DIR"),
     (r"/dev/fd/\w+", "/dev/fd/N"),
-    (r"--leaving \w+", "--leaving SESSION"),
+    (r"--(leaving|session) \w+", r"--\1 SESSION"),
     (r"/run/\w+\.shell", "/run/SESSION.shell"),
     (r"--debug ", ""),
 )
@@ -106,7 +106,7 @@ def test_a_vault_of_go_tazpod(lab: Place) -> None:
 def test_entering(lab: Place) -> None:
     lines = shown(lab, "--yes")
     assert [shlex.split(line)[-1] for line in lines if line.startswith("docker")] == [
-        "tazpod --yes unlock",
+        "tazpod --yes unlock --session SESSION",
         "/bin/bash",
         "tazpod lock --leaving SESSION",
     ]

@@ -62,7 +62,8 @@ def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DOCKER_HOST", "tcp://engine.example:2375")
     record = tazpod.private_folder(config.run_folder) / "pod.json"
     record.write_bytes(tazpod._tool_record(config, Container(ID, "running", "", None)))
-    return project
+    with tazpod.locked_file(config.run_folder / tazpod.GUARD_LOCK, "guarding"):
+        yield project
 
 
 def test_nothing_dear_is_loaded_on_the_way_to_the_prompt_and_out_of_it(running: Path) -> None:
