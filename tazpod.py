@@ -59,7 +59,9 @@ class Late:
 
         module, name = self._place
         found: Any = importlib.import_module(module)
-        return getattr(found, name) if name else found
+        if not name:
+            return found
+        return getattr(found, name)
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._load(), attribute)
@@ -404,7 +406,7 @@ class WrongPassphrase(VaultError):
 
 
 class Options:
-    """What the command line says about talking; set once by `main`."""
+    """What the command line says of every word alike, and what `dispatch` makes of it."""
 
     debug = False
     yes = False
@@ -443,9 +445,10 @@ def plain(text: str) -> str:
 
 
 def quoted(*words: str) -> str:
-    """Words as a shell takes them.  What cannot be printed stands there as $'...', which bash and zsh read.
+    """Words as a shell takes them.
 
-    So the text is the same for the shell that it is pasted into and for the person who reads it before.
+    What cannot be printed stands there as $'...', which bash and zsh read.  So whoever pastes the text
+    has read all that the shell is given.
     """
     shown = []
     for word in words:
@@ -468,6 +471,7 @@ def quoted(*words: str) -> str:
 
 
 def _talk(text: str, mark: str = "", colour: str = "") -> None:
+    """Print one line on standard error, with a coloured mark in front of it where there is one."""
     line = plain(text)
     if mark:
         line = f"{_paint(mark, colour)} {line}"
@@ -503,14 +507,14 @@ def warn(text: str) -> None:
 
 
 def complain(error: TazpodError) -> None:
-    """An error and, on its own line, the next step."""
+    """Print an error and, on a line of its own, what to do next."""
     _talk(str(error), "tazpod: error:", "1;31")
     if error.hint:
         _talk(error.hint, "hint:", "1")
 
 
 def relay(text: str) -> None:
-    """What a program said on its standard error, line by line, as its own words."""
+    """Pass on what a program said on its standard error, line by line, with no mark of ours."""
     for line in io.StringIO(text):
         _talk(line.rstrip())
 
@@ -522,22 +526,22 @@ def debug(text: str) -> None:
 
 
 def emit(*lines: str) -> None:
-    """Data, on stdout: each argument is one line, whatever is in it."""
+    """Print data on standard output: each argument is one line, whatever is in it."""
     print("\n".join(map(plain, lines)), flush=True)
 
 
 def emit_json(value: object) -> None:
-    """Data for programs, on stdout; JSON itself escapes all that a terminal would obey."""
+    """Print data for programs on standard output.  JSON itself escapes all that a terminal would obey."""
     emit(*json.dumps(value, indent=2).splitlines())
 
 
 def on_terminal() -> bool:
-    """Whether there is a person to ask: both ends of the talk are a terminal."""
+    """Whether there is a person to ask: standard input and standard error are a terminal."""
     return all(os.isatty(fd) for fd in (0, 2))
 
 
 def all_terminal(stdout: int | None = None) -> bool:
-    """Whether what is printed goes to that person as well, so that a program may have the terminal."""
+    """Whether that person sees the output too, so that a program may be given the whole terminal."""
     if stdout is None:
         stdout = 1
     return on_terminal() and os.isatty(stdout)
@@ -567,7 +571,7 @@ def confirm(question: str, *, in_person: bool = False) -> bool:
 
 
 def check_passphrase(passphrase: bytes) -> bytes:
-    """The passphrase itself if it can be used; gpg would cut it silently at a newline or NUL."""
+    """Give the passphrase back if it can be used.  gpg would cut it at a newline or NUL without a word."""
     if not passphrase:
         raise UsageError("the passphrase is empty")
     if b"\n" in passphrase or b"\0" in passphrase:
@@ -595,7 +599,7 @@ def read_passphrase(fd: int) -> bytes:
 
 
 def ask_passphrase(prompt: str = "Passphrase") -> bytes:
-    """Ask on the terminal without echo; what was typed before the question is dropped."""
+    """Ask on the terminal without showing what is typed.  What was typed before the question is dropped."""
     import getpass
 
     if not on_terminal():
@@ -611,7 +615,7 @@ def ask_passphrase(prompt: str = "Passphrase") -> bytes:
 
 
 def ask_new_passphrase() -> bytes:
-    """Ask for a new passphrase twice; empty is refused, short is warned about."""
+    """Ask for a new passphrase, twice.  An empty one is refused, and a short one is warned about."""
     passphrase = ask_passphrase("New passphrase")
     if len(passphrase) < SHORT_PASSPHRASE:
         warn(f"that passphrase is short; {SHORT_PASSPHRASE} characters or more resist guessing")
@@ -754,6 +758,7 @@ def _spawn_at_once(argv: Sequence[str], options: Mapping[str, Any]) -> Any:
 
 
 def _reap(processes: Iterable[Any]) -> None:
+    """Kill what still runs of these, and read every status, so that none stays behind as a zombie."""
     for process in processes:
         if process.poll() is None:
             try:
@@ -828,7 +833,7 @@ def succeed(argv: Sequence[str], what: str, hint: str = "", data: bytes = b"") -
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C, SIGTERM and SIGHUP off to the end, for what must not be left half done."""
+    """Put Ctrl-C, SIGTERM and SIGHUP off until the end of what must not be left half done."""
     came: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.signal(number, lambda which, _: came.append(which)) for number in numbers]
@@ -866,14 +871,14 @@ def read_back(fd: int) -> bytes:
 
 
 def sha256(data: bytes = b"") -> Any:
-    """hashlib's SHA-256, which is loaded where it is needed: the way to the prompt does without."""
+    """hashlib's SHA-256.  It is loaded here and not at the top, since the way to the prompt needs none."""
     import hashlib
 
     return hashlib.sha256(data)
 
 
 def digest_fd(fd: int) -> str:
-    """SHA-256 of a file from its beginning, leaving it there."""
+    """The SHA-256 of a whole file, which is left at its beginning."""
     os.lseek(fd, 0, os.SEEK_SET)
     digest = sha256()
     piece = memoryview(bytearray(1 << 18))  # used again and again: new memory for each read costs more
@@ -903,8 +908,8 @@ def secret_fd(secret: bytes) -> Iterator[int]:
 def stream(stages: Sequence[Stage], source: int, sink: int) -> list[Result]:
     """Run a pipeline from the descriptor `source` to the descriptor `sink`; a dry run only shows it.
 
-    Gives one result a stage, every status read, none judged.  A stage that a later stage's end
-    killed by SIGPIPE is a victim: see `first_failure`.
+    Every stage gives a result, and none of them is judged here.  A stage that wrote on after the next one
+    had ended was killed by SIGPIPE; such a victim is not what went wrong, which `first_failure` knows.
     """
     import subprocess
 
@@ -946,7 +951,7 @@ def stream(stages: Sequence[Stage], source: int, sink: int) -> list[Result]:
 def first_failure(stages: Sequence[Stage], results: Sequence[Result]) -> str:
     """What went wrong in a pipeline, or '' when every stage succeeded.
 
-    The victims of SIGPIPE are named only when nothing else failed.
+    A stage that was killed by SIGPIPE is named only when nothing else failed.
     """
     failed = [(s.argv[0], r) for s, r in zip(stages, results) if r.code != 0]
     real = [pair for pair in failed if pair[1].code not in (-signal.SIGPIPE, 141)] or failed
@@ -968,9 +973,9 @@ def run_foreground(
 ) -> int:
     """Run a program on this terminal and give its status as a shell would; a dry run only shows it.
 
-    Ctrl-C belongs to the program while it runs; the terminal's settings are put back after it.
-    With `own_session` the program outlives the terminal: neither a signal from there ends it, nor
-    an error of writing there, since its standard error is passed on for as long as that goes.
+    While it runs, Ctrl-C is for the program, and afterwards the terminal's settings are put back.
+    With `own_session` the program goes on when the terminal is closed.  No signal from there reaches it,
+    and what it says is passed on from here for as long as somebody reads it.
     """
     import subprocess
 
@@ -6573,6 +6578,8 @@ def told_facts(told: Any) -> dict[str, Any]:
         if isinstance(value, str):
             value = value[:TOLD_LIMIT]
         known[name] = value
+    if known["vault_open"]:
+        known.setdefault("vault_unsaved", None)  # not said to be saved unless the pod has looked
     return known
 
 
@@ -6843,11 +6850,13 @@ def check_ram() -> Iterator[Check]:
     place = Path(tempfile.mkdtemp(prefix="tazpod-"))
     try:
         kept = change_mounts(*tmpfs_argv(place, "64k"))
-        plain = kept if kept.code == 0 else change_mounts(*tmpfs_argv(place, "64k", ""))
-        why = "can be mounted" if plain.code == 0 else f"cannot be mounted: {plain.reason}"
+        done = kept
+        if kept.code != 0:
+            done = change_mounts(*tmpfs_argv(place, "64k", ""))
+        why = "can be mounted" if done.code == 0 else f"cannot be mounted: {done.reason}"
         fix = "tazpod up --recreate: the container needs SYS_ADMIN"
-        yield check("tmpfs", plain.code == 0, why, fix)
-        if plain.code == 0:
+        yield check("tmpfs", done.code == 0, why, fix)
+        if done.code == 0:
             take_off(place)
     finally:
         place.rmdir()

@@ -201,6 +201,7 @@ def test_a_step_that_status_knows_comes_through(hint):
 def test_what_the_pod_tells_comes_through_as_it_is():
     known = tazpod.told_facts(json.loads(json.dumps({**TOLD, "of_another_version": 1})))
     assert replace(Facts("/srv/x"), **known) == Facts(**TOLD)
+    assert tazpod.told_facts({"vault_open": True}) == {"vault_open": True, "vault_unsaved": None}
 
 
 def test_a_fix_of_the_containers_is_marked_as_its_words(pod):
