@@ -2061,11 +2061,6 @@ def take_request(request: Request, *, host_variables: bool = True) -> Config:
     return config
 
 
-def load_config(project: Path) -> Config:
-    """Read the project's config.yaml, approved or not; without one, the defaults."""
-    return take_request(read_request(project))
-
-
 def ask_approval(path: Path, changes: Sequence[Change]) -> None:
     """Show what a file asks for and ask for it; a no, or nobody who could be asked, is an error."""
     say(f"{path} asks for what you have not approved:")
@@ -2132,7 +2127,9 @@ def refuse_strangers(path: Path, owner: int, owners: Collection[int]) -> None:
     """Refuse a file of another user: whoever may write it decides what is run here."""
     if owner in owners:
         return
-    hint = "tazpod init starts a project of your own in this folder"
+    hint = f"if what it says is right: sudo chown {os.geteuid()} {quoted(str(path))}"
+    if path.name == ENVELOPE:
+        hint = "tazpod init starts a project of your own in this folder"
     if os.geteuid() == 0:
         hint = "if it is to be yours as well: tazpod trust"
     what = f"{path}: belongs to {user_name(owner)}, and you are {user_name(os.geteuid())}"
@@ -2682,8 +2679,9 @@ MADE_FROM = ("user", "docker.args", "ports", "mounts", "env")
 
 
 def made_from(config: Config) -> dict[str, str]:
-    """The settings that a container is made from, as text."""
-    return {name: json.dumps(getattr(config, KEYS[name].field)) for name in MADE_FROM}
+    """The settings that a container is made from, as text; of the value of a variable only a digest."""
+    settings = settings_of(config)
+    return {name: json.dumps(settings[name]) for name in MADE_FROM}
 
 
 def create_container(config: Config, image: str) -> None:

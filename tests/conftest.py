@@ -136,6 +136,11 @@ def approve(project: Path, text: str | None = None) -> None:
     tazpod.keep_request(tazpod.read_request(project))
 
 
+def load_config(project: Path) -> tazpod.Config:
+    """The config of a project, approved or not."""
+    return tazpod.take_request(tazpod.read_request(project))
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Path:
     """A project fresh from `init`, as the current folder, with a home of its own beside it."""

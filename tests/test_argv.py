@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, approve, replace, terminal
+from conftest import ROOT, approve, load_config, replace, terminal
 
 import tazpod
 from tazpod import Config
@@ -305,7 +305,7 @@ def script(fp, stub_path, project, monkeypatch):
 @pytest.fixture
 def installed(project):
     """The tool is in the container already."""
-    config = tazpod.load_config(project)
+    config = load_config(project)
     record = tazpod.private_folder(config.run_folder) / "pod.json"
     facts = {"tool": tazpod.tool_stamp(), "user": "tazpod", "ghost": True, "links": SETUP[-6:]}
     record.write_text(json.dumps({"container": "7" * 64, **facts}))
@@ -859,7 +859,7 @@ LOST = "; what changed in the open vault after 2026-01-02 03:04:05 UTC is lost"
 @pytest.mark.parametrize("now", [NO_CONTAINER, "exited"], ids=["removed", "stopped"])
 def test_a_container_that_went_away_is_told(now, *, lost, script, project, installed, capfd):
     if lost:  # whoever takes it down in good order locks first
-        marker = tazpod.host_vault(tazpod.load_config(project)).marker
+        marker = tazpod.host_vault(load_config(project)).marker
         marker.touch()
         os.utime(marker, (calendar.timegm((2026, 1, 2, 3, 4, 5)),) * 2)
     warm(script, project, opened=True)
@@ -906,7 +906,7 @@ def test_run_opens_a_locked_vault_first_and_leaves_it_after(
 
 
 def test_run_beside_another_session_takes_only_its_own_lease_away(script, project, installed):
-    with contextlib.closing(tazpod.open_session(tazpod.load_config(project))) as other:
+    with contextlib.closing(tazpod.open_session(load_config(project))) as other:
         warm(script, project, opened=True)
         script.call(run_in_pod("true"))
         assert script.play("run", "true") == 0
@@ -918,7 +918,7 @@ def test_run_leaves_for_the_session_that_ended_before_it(ghost, script, project,
     if not ghost:
         approve(project, "features: {ghost_mode: false}\n")
         installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
-    other = tazpod.open_session(tazpod.load_config(project))
+    other = tazpod.open_session(load_config(project))
     if ghost:
         warm(script, project, opened=True)
     else:
@@ -1077,5 +1077,5 @@ def test_no_link_leads_the_host_elsewhere(place, script, project, tmp_path, capf
     with pytest.raises(
         (tazpod.TazpodError, OSError), match="is a link"
     ):  # no advice to chown what lies behind it
-        list(tazpod.check_files(tazpod.load_config(project)))
+        list(tazpod.check_files(load_config(project)))
     assert sorted(other.rglob("*")) == before

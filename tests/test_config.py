@@ -11,7 +11,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, replace, run_cli
+from conftest import ROOT, load_config, replace, run_cli
 
 import tazpod
 from tazpod import Config, parse_config
@@ -418,25 +418,25 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_one(text, warning):
 
 def test_the_warning_is_shown_and_the_rest_counts(project, capfd):
     (project / tazpod.CONFIG_PATH).write_text("usr: x\nuser: dev\n")
-    assert tazpod.load_config(project).user == "dev"
+    assert load_config(project).user == "dev"
     expected = f"tazpod: warning: {project}/.tazpod/config.yaml:1: unknown key usr; did you mean user?\n"
     assert capfd.readouterr().err == expected
 
 
 def test_without_a_file_the_defaults_hold(project):
     (project / tazpod.CONFIG_PATH).unlink()
-    assert tazpod.load_config(project) == Config(project, "project-lab", program="docker")
+    assert load_config(project) == Config(project, "project-lab", program="docker")
 
 
 def test_a_file_that_is_not_utf_8_is_a_config_error(project):
     (project / tazpod.CONFIG_PATH).write_bytes(b"user: caf\xe9\n")
     with pytest.raises(tazpod.UsageError, match=r"config\.yaml: is not UTF-8 text$"):
-        tazpod.load_config(project)
+        load_config(project)
 
 
 def test_debug_in_the_file_is_debug_on_the_command_line(project):
     (project / tazpod.CONFIG_PATH).write_text("features: {debug: true}\n")
-    tazpod.load_config(project)
+    load_config(project)
     assert tazpod.OPTIONS.debug
 
 
@@ -533,12 +533,12 @@ def test_init_writes_the_envelope_for_its_owner_alone(empty):
     for name in files_below(empty):
         assert mode(empty / name) == 0o600
     assert (empty / ".tazpod/Dockerfile.ai").read_text() == tazpod.DOCKERFILE
-    assert tazpod.load_config(empty) == Config(empty, "My-Project-lab", program="docker")
+    assert load_config(empty) == Config(empty, "My-Project-lab", program="docker")
 
 
 def test_init_takes_image_and_name(empty):
     assert tazpod.main(["init", "--image", "example.com/me/box:7", "--name", "box.7"]) == 0
-    assert tazpod.load_config(empty) == Config(empty, "box.7", "example.com/me/box:7", program="docker")
+    assert load_config(empty) == Config(empty, "box.7", "example.com/me/box:7", program="docker")
 
 
 @pytest.mark.parametrize(

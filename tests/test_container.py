@@ -10,6 +10,7 @@ from pathlib import Path
 
 import enginelib
 import pytest
+from conftest import load_config
 from enginelib import IMAGE, PASSPHRASE, SECRET, Place, docker, unique
 
 import tazpod
@@ -242,7 +243,7 @@ def test_projects_in_folders_of_one_name_live_side_by_side(tmp_path: Path) -> No
     for place in places:
         place.env["XDG_STATE_HOME"] = str(tmp_path / "state")
         place.ok("init", "--image", IMAGE)
-        place.name = tazpod.load_config(place.folder).container_name
+        place.name = load_config(place.folder).container_name
     try:
         assert [place.name for place in places] == [f"{folder}-lab", f"two-{folder}-lab"]
         for place in places:

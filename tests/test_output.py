@@ -9,7 +9,7 @@ import sys
 import unicodedata
 
 import pytest
-from conftest import replace, run_cli, terminal, write_stub
+from conftest import load_config, replace, run_cli, terminal, write_stub
 
 import tazpod
 from tazpod import Facts, TazpodError
@@ -107,7 +107,7 @@ POD = {"Id": "7" * 64, "State": {"Status": "running", "Pid": 0}, "Image": "sha25
 @pytest.fixture
 def pod(project, stub_path):
     """Run a word on this host while docker gives an answer of the pod."""
-    here = tazpod.load_config(project)
+    here = load_config(project)
     data = {**POD, "Config": {"Image": here.image, "Env": [f"HOST_CWD={project}"]}}
 
     def ask(answer, *words, stderr="", code=0):

@@ -13,7 +13,7 @@ from typing import Callable
 
 import enginelib
 import pytest
-from conftest import ROOT, approve, run_cli, write_stub
+from conftest import ROOT, approve, load_config, run_cli, write_stub
 from enginelib import PASSPHRASE, Place
 from test_config import KEYS
 
@@ -52,7 +52,7 @@ def started(*words: str) -> list[list[str]]:
 def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose container runs, with this tool in it and an open vault; docker is a stub."""
     approve(project)
-    config = tazpod.load_config(project)
+    config = load_config(project)
     container = {"Id": ID, "State": {"Status": "running"}, "Image": "sha256:1"}
     container["Config"] = {"Image": config.image, "Env": [f"HOST_CWD={project}"]}
     image = {"Id": "sha256:1", "RepoTags": [config.image], "RootFS": {}}
@@ -240,7 +240,7 @@ def test_a_number_that_is_no_process_of_the_container_shows_nothing(pid: int, tm
 
 @pytest.mark.engine
 def test_a_real_container_shows_its_vault_only_while_it_is_open(lab: Place) -> None:
-    config = tazpod.load_config(lab.folder)
+    config = load_config(lab.folder)
 
     def shown() -> bool:
         container = tazpod.find_container(config)
