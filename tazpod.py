@@ -1395,12 +1395,18 @@ def config_text(project: Path, owners: Collection[int] = ()) -> str:
         raise UsageError(f"{path}: is not UTF-8 text") from None
 
 
-def with_host_variables(config: Config) -> Config:
-    """The config with the names of the variables of this side that go along into the container."""
+def for_this_host(config: Config, *, hand_over: bool = True) -> Config:
+    """The config with the program that drives its engine, and what of this side goes into the container.
+
+    That are variables, by their names; none where nothing may be handed over.
+    """
+    config = config._replace(program=chosen_engine(config))
+    if not hand_over:
+        return config
     aws = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|ENDPOINT_URL\w*)")
     proxy = re.compile(r"(https?|ftp|all|no)_proxy", re.IGNORECASE)
     variables, proxies = (tuple(sorted(filter(names.fullmatch, os.environ))) for names in (aws, proxy))
-    return config._replace(aws_variables=variables, proxies=proxies, program=chosen_engine(config))
+    return config._replace(aws_variables=variables, proxies=proxies)
 
 
 def on_path(name: str) -> str:
@@ -2050,15 +2056,12 @@ def keep_request(request: Request, **more: Any) -> None:
     write_approval(config.project, approval._replace(**more))
 
 
-def take_request(request: Request, *, host_variables: bool = True) -> Config:
-    """The config of a request, with its warnings told."""
+def take_request(request: Request) -> Config:
+    """The config of a request, with its warnings told; what is not approved gets nothing of the host."""
     for line in request.warnings:
         warn(line)
-    config = request.config
-    OPTIONS.debug = OPTIONS.debug or config.debug
-    if host_variables:
-        config = with_host_variables(config)
-    return config
+    OPTIONS.debug = OPTIONS.debug or request.config.debug
+    return for_this_host(request.config, hand_over=not request.changes)
 
 
 def ask_approval(path: Path, changes: Sequence[Change]) -> None:
@@ -2071,24 +2074,22 @@ def ask_approval(path: Path, changes: Sequence[Change]) -> None:
         raise UsageError(f"{path}: asks for what was not approved: {names}", "tazpod trust")
 
 
-def approved_request(project: Path) -> Request:
-    """What the project asks for, all of it approved: before, or by the person who is asked now."""
-    request = read_request(project, owners_of(project))
+def approve_request(request: Request) -> Request:
+    """The request with all of it approved: before, or by the person who is asked now."""
     if request.changes:
-        ask_approval(project / CONFIG_PATH, request.changes)
+        ask_approval(request.config.project / CONFIG_PATH, request.changes)
         keep_request(request)
     elif not request.kept:
         with contextlib.suppress(OSError):  # where nothing can be kept, it is read anew each time
             keep_request(request)
-    return request
+    return request._replace(changes=[])
 
 
-def config_to_end(project: Path) -> Config:
+def config_to_end(project: Path, owners: Collection[int]) -> Config:
     """What saves, locks and removes goes by: what was approved last, whatever config.yaml says by now.
 
     Where nothing was, that is a container of an older tazpod: only what names it is believed.
     """
-    owners = owners_of(project)
     approval = read_approval(project)
     try:
         request = read_request(project, owners)
@@ -2099,10 +2100,10 @@ def config_to_end(project: Path) -> Config:
             raise
     warn(f"{CONFIG_PATH} is not as it was approved, so it does not count here: tazpod trust --show")
     if approval is not None:
-        return with_host_variables(approved_config(project, approval))
+        return for_this_host(approved_config(project, approval))
     config = request.config
     named = Config(project, config.container_name, user=config.user, ghost_mode=config.ghost_mode)
-    return named._replace(program=chosen_engine(named))
+    return for_this_host(named, hand_over=False)
 
 
 def owners_of(project: Path) -> set[int]:
@@ -2119,7 +2120,8 @@ def owners_of(project: Path) -> set[int]:
         if approval and approval.owner is not None:
             owners.add(approval.owner)
     path = project / ENVELOPE
-    refuse_strangers(path, path.lstat().st_uid, owners)
+    with contextlib.suppress(FileNotFoundError):  # a dry run of init has made none
+        refuse_strangers(path, path.lstat().st_uid, owners)
     return owners
 
 
@@ -5649,27 +5651,23 @@ def the_project(what: str = ACTS, project: Path | None = None) -> Config:
 
     A word that acts gets past it only when all that config.yaml asks for is approved; one that ends
     things (save, lock, down) goes by what was approved last; one that only looks, or only shows what
-    it would do, takes the file as it is, and nothing of the host's goes along.
+    it would do, takes the file as it is, and nothing of the host's goes along.  Inside the container
+    all is approved: what words can do there, every program there can do.
     """
     project = project or project_folder()
     if in_pod():
-        return pod_config(project)
+        request = read_request(project)._replace(changes=[])
+        if not OPTIONS.dry_run:
+            approve_request(request)
+        return take_request(request)
+    owners = owners_of(project)
     if what == ENDS:
-        return config_to_end(project)
+        return config_to_end(project, owners)
+    request = read_request(project, owners)
     if what == ACTS and not OPTIONS.dry_run:
-        return take_request(approved_request(project))
-    request = read_request(project)
-    if request.changes and what == ACTS:
+        request = approve_request(request)
+    elif what == ACTS and request.changes:
         say(f"{CONFIG_PATH} asks for what was not approved, so this comes first: tazpod trust")
-    return take_request(request, host_variables=not request.changes)
-
-
-def pod_config(project: Path) -> Config:
-    """The config in the pod, where nothing has to be approved; remembered, since reading YAML is slow."""
-    request = read_request(project)
-    if not request.kept and not OPTIONS.dry_run:
-        with contextlib.suppress(OSError):
-            keep_request(request)
     return take_request(request)
 
 
@@ -6287,7 +6285,7 @@ def cmd_history(args: argparse.Namespace) -> int:
 
 def cmd_config(args: argparse.Namespace) -> int:
     """print every setting, and where its value comes from"""
-    config = the_project(LOOKS)
+    config = take_request(read_request(project_folder()))
     lines = setting_lines(config_text(config.project))
     for name, key in KEYS.items():
         value = getattr(config, key.field)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import plumbum
 import pytest
-from conftest import replace, write_stub
+from conftest import load_config, replace, write_stub
 
 import tazpod
 from tazpod import Config
@@ -35,7 +35,7 @@ def hosts(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch):
             write_stub(folder, name, script)
         monkeypatch.setenv("PATH", str(folder))
         with plumbum.local.env(PATH=str(folder)):
-            return tazpod.load_config(project).program
+            return load_config(project).program
 
     monkeypatch.delenv("TAZPOD_ENGINE")
     monkeypatch.delenv("DOCKER_HOST", raising=False)

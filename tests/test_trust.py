@@ -378,7 +378,7 @@ def test_a_user_cannot_approve_the_files_of_another(project, monkeypatch, capfd)
     uid = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: uid + 4711)
     monkeypatch.setenv("SUDO_UID", str(uid))
-    for words in (["trust"], ["up"], ["down"], ["lock"]):
+    for words in (["trust"], ["up"], ["down"], ["lock"], ["status"], ["history"], ["--dry-run", "up"]):
         assert tazpod.main(words) == 1
         assert f"belongs to {tazpod.user_name(uid)}, and you are user {uid + 4711}" in capfd.readouterr().err
 
