@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -193,3 +195,35 @@ def test_the_log_is_private_in_utc_and_rotated_at_one_megabyte(
     assert time.mktime(time.gmtime()) - time.mktime(written) < 3600
     assert not any("without --debug" in line for line in lines)
     assert stat.S_IMODE(path.stat().st_mode) & 0o077 in (0, 0o044)
+
+
+AWS = """#!/bin/sh
+while [ -e /tmp/aws.slow ]; do touch /tmp/aws.waits; sleep 0.1; done
+exec /usr/bin/aws "$@"
+"""
+
+
+@pytest.mark.engine
+def test_a_storage_that_stalls_keeps_nobody_from_saving_and_locking(running: tuple[Place, Cloud]) -> None:
+    place, cloud = running
+
+    def seals(text: str) -> None:
+        before = place.sealed.read_bytes() if place.sealed.exists() else b""
+        place.reads(f"echo {text} > ~/secrets/token")
+        eventually(lambda: place.sealed.exists() and place.sealed.read_bytes() != before, f"{text} is sealed")
+
+    place.reads(f"echo {shlex.quote(AWS)} > /usr/local/bin/aws; chmod 755 /usr/local/bin/aws", user="0")
+    place.reads("touch /tmp/aws.slow")
+    seals("one")
+    eventually(lambda: place.inside("test -e /tmp/aws.waits").returncode == 0, "a push is under way")
+    seals("two")  # meanwhile
+    person = place.terminal()
+    shell = person.sh("echo three > ~/secrets/token; echo $$")
+    person.kill(signal.SIGKILL)
+    eventually(lambda: place.inside(f"kill -0 {shell}").returncode != 0, "a dead host side is noticed")
+    eventually(place.is_shut, "and the vault is saved and locked")
+    assert place.inside("test -e /tmp/aws.slow").returncode == 0
+    place.reads("rm /tmp/aws.slow")
+    place.ok("unlock", passphrase=PASSPHRASE)
+    assert place.reads("cat ~/secrets/token") == "three"
+    eventually(lambda: in_store(cloud, place), "pushed when the storage is well again")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 
 import enginelib
+import pexpect
 import pytest
+from conftest import write_stub
 from enginelib import PASSPHRASE, SECRETS, Place, docker, eventually
 from test_sessions import alive, joins, session_files
 
@@ -308,3 +311,55 @@ def test_a_container_that_dies_under_a_word_is_told_with_the_last_save(
         assert "is lost" in lab.ok("up")
     else:
         lab.ok("up")
+
+
+# -- two at once
+
+
+SLOW_DOCKER = """#!/bin/sh
+case "$*" in *-w\\ /workspace*/bin/bash) until [ -e {go} ]; do sleep 0.1; done ;; esac
+exec {docker} "$@"
+"""
+
+
+def test_on_a_slow_engine_two_entries_do_not_swap_their_shells(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    stubs, go = lab.box / "slow", lab.box / "go"
+    stubs.mkdir(exist_ok=True)
+    write_stub(stubs, "docker").write_text(SLOW_DOCKER.format(go=go, docker=shutil.which("docker")))
+    first = lab.terminal(PATH=f"{stubs}:{lab.env['PATH']}")
+    run = lab.folder / ".tazpod/run"
+    eventually(lambda: list(run.glob("*.session")), "the first has asked for its shell")
+    second = lab.terminal()
+    second.sees("waiting for another tazpod that is opening a shell")
+    with pytest.raises(pexpect.TIMEOUT):  # for as long as the first has none
+        second.child.expect(r"\[0m[$#] ", timeout=3)
+    go.touch()
+    shells = [person.sh("echo $$") for person in (first, second)]
+    first.kill(signal.SIGKILL)
+    eventually(lambda: not alive(lab, shells[0]), "its own shell ends")
+    assert alive(lab, shells[1])
+    assert second.leaves() == 0
+    assert lab.is_shut()
+
+
+def test_who_waits_for_the_container_is_told_what_for_and_waits_as_long_as_it_takes(lab: Place) -> None:
+    lab.ok("down")
+    config = lab.folder / tazpod.CONFIG_PATH
+    before = config.read_text()
+    lab.configure("hooks.post_up: 'until [ -e /tmp/go ]; do sleep 0.1; done'")
+    try:
+        first = subprocess.Popen([*lab.argv, "up"], cwd=lab.folder, env=lab.env, stderr=subprocess.DEVNULL)
+        eventually(lambda: lab.inside("pgrep -f tmp/go").stdout, "the hook runs")
+        told = subprocess.Popen(
+            [*lab.argv, "up"], cwd=lab.folder, env=lab.env, stderr=subprocess.PIPE, text=True
+        )
+        assert told.stderr
+        assert "waiting for another tazpod that is running hooks.post_up" in told.stderr.readline()
+        lab.reads("touch /tmp/go")
+        assert first.wait() == 0
+        assert told.communicate()[1].startswith("tazpod: the container")
+        assert told.returncode == 0
+    finally:
+        config.write_text(before)
+        lab.ok("trust")

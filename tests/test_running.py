@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -564,6 +566,7 @@ def test_the_temporary_name_is_hidden_new_each_time_and_known_as_stale(tmp_path)
 
 WRITER = """
 import sys
+import tarfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tazpod
@@ -620,6 +623,7 @@ def test_who_waits_too_long_is_told_what_the_other_does(tmp_path):
 
 HOLDER = """
 import sys
+import tarfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tazpod
@@ -938,6 +942,7 @@ def test_the_plan_of_an_entry(state, steps):
 
 LEASE = """
 import sys
+import tarfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tazpod
@@ -1085,3 +1090,16 @@ def test_more_connections_to_the_agent_than_select_takes_are_no_traceback(tmp_pa
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.stdout, done.stderr) == ("b''\n", "")
+
+
+def test_ctrl_c_while_the_pod_still_imports_shows_no_traceback(tmp_path):
+    """The launcher, with a tazpod.py that is interrupted before it is there."""
+    with tarfile.open(fileobj=io.BytesIO(tazpod.pod_archive(tazpod.Config(tmp_path, "x-lab")))) as archive:
+        launcher = archive.extractfile(tazpod.POD_LAUNCHER[1:]).read().decode()
+    (tmp_path / "tazpod.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\ndef program(): print('went on')\n"
+    )
+    script = tmp_path / "launcher"
+    script.write_text(launcher.replace(tazpod.POD_TOOL, str(tmp_path)))
+    done = subprocess.run(["sh", str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
