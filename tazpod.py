@@ -98,6 +98,7 @@ DEFAULT_SHELL = "/bin/bash"
 CONFIG_PATH = ".tazpod/config.yaml"
 DOCKERFILE_PATH = ".tazpod/Dockerfile.ai"
 SEALED_NAME = "vault.tar.aes"
+GO_NAME = "vault.tar.aes.go"  # the file that Go TazPod wrote, kept when the first save replaces it
 WORKSPACE = "/workspace"
 POD_TOOL = "/opt/tazpod"
 POD_LAUNCHER = "/usr/local/bin/tazpod"
@@ -3681,14 +3682,16 @@ def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
 # -- the vault's words
 
 
-def unlock(vault: Vault, passphrase: bytes) -> Tree:
-    """Unseal into a fresh tmpfs and put it in its place; without a sealed file, start empty.
+def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
+    """Unseal into a fresh tmpfs and put it in its place; without a sealed file, start empty if `new`.
 
     All or nothing: on any failure, Ctrl-C included, the tmpfs is gone again.
     """
     with vault_lock(vault):
         if is_open(vault):
             return survey(vault.mount)
+        if not new and not has_sealed(vault):
+            raise VaultError(f"{vault.sealed}: is not there any more", "tazpod status")
         discard_transit(vault)
         try:
             ram = mount_tmpfs(vault)
@@ -3972,13 +3975,21 @@ def keep_version(vault: Vault) -> None:
         return
     add_version(vault, vault.sealed)
     if not sealed_is_native(vault):
-        link_or_copy(vault.sealed, vault.folder / f"{SEALED_NAME}.go")
+        link_or_copy(vault.sealed, vault.folder / GO_NAME)
 
 
 def versions(vault: Vault) -> list[Path]:
     """The versions in the history, the oldest first."""
     paths = vault.history.glob("vault-*.tar.aes")
     return sorted(paths, key=lambda p: (p.lstat().st_mtime_ns, len(p.name), p.name))
+
+
+def kept_files(vault: Vault) -> dict[str, Path]:
+    """What is kept beside the sealed file, by name: the versions, and the file that Go TazPod wrote."""
+    found = {path.name[: -len(".tar.aes")]: path for path in versions(vault)}
+    if os.path.lexists(vault.folder / GO_NAME):
+        found[GO_NAME] = vault.folder / GO_NAME
+    return found
 
 
 def prune_history(vault: Vault) -> None:
@@ -4860,13 +4871,17 @@ def has_credentials(storage: Storage, vault: Vault) -> bool:
 def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -> str:
     """How the sealed vault stands to the storage's, by what both had at the last sync."""
     if remote is None:
-        return "ahead" if sealed else "in sync"
-    if remote.digest and remote.digest == sealed:
+        return "ahead" if sealed else "empty"
+    if not sealed:
+        return "behind"
+    if remote.digest == sealed:
         return "in sync"
     changed_here, changed_there = sealed != base.get("digest", ""), remote.etag != base.get("etag", "")
-    if not sealed or not changed_here:
-        return "behind" if changed_there else "in sync"
-    return "diverged" if changed_there else "ahead"
+    if not changed_there:
+        return "ahead" if changed_here else "in sync"
+    if remote.digest in base.get("past", "").split():
+        return "older"
+    return "diverged" if changed_here else "behind"
 
 
 # What remote.json may hold, and in which form.
@@ -4877,11 +4892,15 @@ BASE_FORMS = {
     "time": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} UTC"),
     "pushing": PUSH_ID,
     "conflict": DIGEST,
+    "past": re.compile(rf"{DIGEST.pattern}(?: {DIGEST.pattern})*"),
 }
+PAST_LIMIT = 100  # digests of earlier syncs that are remembered
 
 
 def read_base(vault: Vault) -> dict[str, str]:
-    """What was last synced: bucket, etag, digest, time; `pushing` while a push is under way.
+    """What was last synced: bucket, etag, digest, time; `past`: the digests of the syncs before.
+
+    `pushing` is there while a push is under way, `conflict` until somebody has decided.
 
     A container can write this file: when anything in it has another form, nothing of it is believed.
     """
@@ -4903,15 +4922,62 @@ def write_base(vault: Vault, config: Config, **facts: str) -> None:
     write_whole(vault.folder / "remote.json", json.dumps({"bucket": config.aws_bucket, **facts}).encode())
 
 
-def synced(vault: Vault, config: Config, remote: Remote) -> None:
-    """Remember that this machine has seen `remote`."""
-    write_base(vault, config, etag=remote.etag, digest=remote.digest, time=utc(time.time()))
-
-
 def base_of(vault: Vault, config: Config) -> dict[str, str]:
     """What was last synced with the bucket of the config; nothing that another bucket said."""
     base = read_base(vault)
     return base if base.get("bucket") == config.aws_bucket else {}
+
+
+def synced(vault: Vault, config: Config, etag: str, digest: str) -> None:
+    """Remember what this machine has seen in the storage; '' and '' for nothing."""
+    base = base_of(vault, config)
+    facts = {"etag": etag, "digest": digest, "time": utc(time.time())}
+    past = dict.fromkeys([base.get("digest", ""), *base.get("past", "").split()])
+    for current in ("", digest):
+        past.pop(current, None)
+    if past:
+        facts["past"] = " ".join([*past][:PAST_LIMIT])
+    write_base(vault, config, **facts)
+
+
+# What is typed next when the sealed file is lost, by what tells that there was one.
+FOUND_AGAIN = {
+    "storage": "tazpod pull, or tazpod history and tazpod restore VERSION",
+    "history": "tazpod history, then tazpod restore VERSION",
+}
+
+
+def missing_vault(vault: Vault) -> str:
+    """What tells of a sealed vault whose file is not there; '' when nothing does, or it is there.
+
+    Losing a file is no new beginning: a new vault in its place would in time replace the old one.
+    """
+    if has_sealed(vault):
+        return ""
+    if os.path.lexists(vault.folder / "remote.json"):
+        base = read_base(vault)
+        # One that cannot be read may tell of a vault as well.
+        if not base or base.get("digest") or base.get("etag") or "pushing" in base or "past" in base:
+            return "storage"
+    if kept_files(vault):
+        return "history"
+    return ""
+
+
+def is_older(vault: Vault, base: Mapping[str, str], remote: Remote) -> bool:
+    """Whether what the storage holds now is a version from before the last sync or save here."""
+    if remote.etag == base.get("etag"):
+        return False
+    if remote.digest in base.get("past", "").split():
+        return True
+    for path in versions(vault):
+        fd = open_sealed_file(path)
+        try:
+            if digest_fd(fd) == remote.digest:
+                return True
+        finally:
+            os.close(fd)
+    return False
 
 
 def conflict(text: str) -> StorageError:
@@ -4957,13 +5023,15 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             shutil.copy2(vault.sealed, snapshot)
         base, present = base_of(vault, config), head(storage)
         if present and (present.digest, present.size) == (digest, snapshot.stat().st_size):
-            synced(vault, config, present)
+            synced(vault, config, present.etag, digest)
             return False
         ours = present and present.push == base.get("pushing", "none")  # its answer was lost
         if not force and not ours and (present.etag if present else "") != base.get("etag", ""):
             write_base(vault, config, **{**base, "conflict": digest})
             if present is None:
                 raise conflict(f"{storage.bucket} held a vault at the last sync and holds none now")
+            if is_older(vault, base, present):
+                raise conflict(f"{storage.bucket} holds an older version, which was replaced before")
             raise conflict(f"{storage.bucket} holds a vault that this machine has not seen")
         now, push_id = None, random_hex(16)
         if present is None or copy_to_history(storage, present, config.vault_retention):
@@ -4972,8 +5040,21 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
         if now is None:
             write_base(vault, config, **{**base, "conflict": digest})
             raise conflict("another machine pushed at the same time")
-        synced(vault, config, now._replace(digest=digest))
+        synced(vault, config, now.etag, digest)
         return True
+
+
+def refuse_older(vault: Vault, config: Config, remote: Remote) -> None:
+    """Raise when the storage has gone back to an older version, unless a person wants that one."""
+    if not is_older(vault, base_of(vault, config), remote):
+        return
+    what = f"{config.aws_bucket} holds an older version, which was replaced before ({remote.modified})"
+    say(what)
+    if not confirm("Take the older version?"):
+        raise StorageError(
+            f"{what}; it was not taken",
+            "tazpod pull --force takes it; tazpod push --force puts this one in its place",
+        )
 
 
 def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool = False) -> bool | None:
@@ -4986,10 +5067,12 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
         remote = download(storage, incoming)
         if remote is None:
             return None
+        if not force and not keep_mine and sealed_digest(vault) != remote.digest:
+            refuse_older(vault, config, remote)  # the vault is not locked: whoever is asked may not answer
         with vault_lock(vault):
             mine = sealed_digest(vault)
             if mine == remote.digest:
-                synced(vault, config, remote)
+                synced(vault, config, remote.etag, remote.digest)
                 return False
             unpushed = bool(mine) and mine != base_of(vault, config).get("digest")
             if unpushed and not force and not keep_mine:
@@ -5004,7 +5087,7 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
                 os.replace(incoming, vault.sealed)
             sync_folder(vault.folder)
             prune_history(vault)
-            synced(vault, config, remote)
+            synced(vault, config, remote.etag, remote.digest)
         return True
 
 
@@ -5119,9 +5202,11 @@ def bootstrap(config: Config, session: Session) -> None:
     """No vault here: fetch it, each step its own exec, so that no stray key of one reaches the next.
 
     A new vault is offered only when the storage says for certain that it has none, or on request;
-    at once where nothing in the project or its surroundings names a storage.
+    at once where nothing in the project or its surroundings names a storage.  Where a sealed file
+    was lost, `unlock` tells and asks.
     """
     named = config.aws_named or config.aws_variables
+    lost = missing_vault(host_vault(config))
     if named and confirm("There is no vault here. Log in and pull it from the storage?"):
         if "AWS_ACCESS_KEY_ID" not in config.aws_variables and pod_command(config, ["login"]) != 0:
             return
@@ -5129,6 +5214,10 @@ def bootstrap(config: Config, session: Session) -> None:
         if code == 0:
             pod_command(config, unlock_words(session))
         if code != ABSENT or not confirm("The storage has no vault. Start a new, empty one?"):
+            return
+    elif lost:
+        if not on_terminal():
+            warn(f"the sealed vault is missing: {FOUND_AGAIN[lost]}")
             return
     elif not confirm("There is no vault yet. Start a new, empty one?"):
         return
@@ -5142,6 +5231,8 @@ def tell_sync(config: Config, vault: Vault) -> None:
         return
     with contextlib.suppress(TazpodError):
         digest = sealed_digest(vault)
+        if missing_vault(vault):
+            return  # told and asked about when it is opened
         if digest and "conflict" in base:
             warn("the storage holds another vault than this machine: tazpod push tells the ways out")
         elif digest != base.get("digest", ""):
@@ -5239,7 +5330,9 @@ def is_there(config: Config) -> bool:
     )
 
 
-def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None) -> int:
+def run_inside(
+    config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None, new: bool = False
+) -> int:
     """A command in the pod, with the vault if it is open or may be opened; the command's exit status.
 
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
@@ -5251,10 +5344,14 @@ def run_inside(config: Config, words: Sequence[str], folder: str, passphrase: by
     code, cut = FAILED, True
     try:
         state = observe(config, container)
-        if state.ghost and state.sealed and not state.open:
-            if passphrase is not None or (on_terminal() and confirm("The vault is locked. Unlock it?")):
+        told = passphrase is not None or new
+        if state.ghost and not state.open and (state.sealed or told):
+            if told or (on_terminal() and confirm("The vault is locked. Unlock it?")):
                 shared = True
-                code = pod_command(config, unlock_words(session), passphrase, stdout=2)
+                unlocking = unlock_words(session)
+                if new:
+                    unlocking.append("--new")
+                code = pod_command(config, unlocking, passphrase, stdout=2)
                 if code != 0:
                     cut = False
                     return code
@@ -5747,7 +5844,7 @@ def cmd_run(args: argparse.Namespace) -> int:
     """run a command in the container, in this folder of it; its exit status"""
     words, config = command_of(args), the_project()
     passphrase = given_passphrase(args)
-    return run_inside(config, words, pod_folder(config), passphrase)
+    return run_inside(config, words, pod_folder(config), passphrase, args.new)
 
 
 def vault_shown(name: str, pod: Container) -> str:
@@ -5924,12 +6021,13 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     prove_tmpfs(vault)
     fresh = not has_sealed(vault)
     if fresh:
+        agree_to_begin(config, vault, args)
         say("this starts a new, empty vault: choose its passphrase")
     for left in reversed(range(1 if args.passphrase_fd is not None else ATTEMPTS)):
         passphrase = passphrase_for(args, ask_new_passphrase if fresh else ask_passphrase)
         try:
             must_be_wanted(folder, args.session)
-            tree = unlock(vault, passphrase)
+            tree = unlock(vault, passphrase, new=fresh)
             break
         except WrongPassphrase as error:
             if not left:
@@ -5952,6 +6050,23 @@ def must_be_wanted(folder: Path, session: str) -> None:
         raise VaultError("the vault stays locked: whoever asked for it has gone", "tazpod unlock")
 
 
+def agree_to_begin(config: Config, vault: Vault, args: argparse.Namespace) -> None:
+    """Before a new vault is started: was that meant?  Over what is left of another one --yes is no answer."""
+    lost = missing_vault(vault)
+    if lost:
+        warn(f"{vault.sealed} is missing, but there was a sealed vault here: {FOUND_AGAIN[lost]}")
+        if not args.new:
+            asked = on_terminal() and not OPTIONS.yes and args.passphrase_fd is None
+            if not asked or not confirm("Start a new, empty vault nevertheless?"):
+                raise VaultError(
+                    "no vault was started", f"{FOUND_AGAIN[lost]}; a new one: tazpod unlock --new"
+                )
+        if lost == "storage":
+            synced(vault, config, "", "")  # so that no push puts the new one in the place of the old
+    elif args.passphrase_fd is not None and not args.new:
+        raise VaultError("there is no sealed vault to open", "tazpod unlock --new starts a new, empty one")
+
+
 def start_guard(folder: Path) -> None:
     """Start the guard in the background, where none runs."""
     if is_alive(folder / GUARD_LOCK):
@@ -5963,7 +6078,7 @@ def start_guard(folder: Path) -> None:
 
 def agree_to_upgrade() -> None:
     """Before the first save over a Go vault: say what that means, and ask on a terminal."""
-    say(f"Go TazPod cannot read what is saved from now on; its file stays as {SEALED_NAME}.go")
+    say(f"Go TazPod cannot read what is saved from now on; its file stays as {GO_NAME}")
     if on_terminal() and not confirm("Save in the new format?"):
         raise VaultError("not saved", "the vault stays open and the sealed file as it was")
 
@@ -6080,7 +6195,8 @@ def pull_vault(args: argparse.Namespace, config: Config) -> int:
     vault = pod_vault(config)
     done = pull(config, vault, keep_mine=args.keep_mine, force=args.force)
     if done is None:
-        write_base(vault, config, etag="", digest="", time=utc(time.time()))
+        if not base_of(vault, config).get("digest"):
+            synced(vault, config, "", "")
         complain(StorageError(f"{config.aws_bucket} holds no vault", "tazpod push puts this one there"))
         return ABSENT
     kept = "theirs is in the history; the next push replaces it" if args.keep_mine else "pulled"
@@ -6221,11 +6337,13 @@ def chosen_version(args: argparse.Namespace, config: Config, vault: Vault) -> It
                 )
             yield path
     elif args.version:
-        names = (args.version, f"{args.version}.tar.aes")
-        matches = [path for path in versions(vault) if path.name in names]
-        if not matches:
+        kept = kept_files(vault)
+        name = args.version
+        if name not in kept:
+            name = name.replace(".tar.aes", "")
+        if name not in kept:
             raise UsageError(f"there is no version {args.version!r}", "tazpod history lists them")
-        yield matches[0]
+        yield kept[name]
     else:
         if not has_sealed(vault):
             raise VaultError(f"{vault.sealed}: there is no sealed vault")
@@ -6268,7 +6386,7 @@ def cmd_history(args: argparse.Namespace) -> int:
     vault = host_vault(config)
     if in_pod():
         vault = pod_vault(config)
-    rows = [(path.name[: -len(".tar.aes")], path) for path in versions(vault)]
+    rows = list(kept_files(vault).items())
     if has_sealed(vault):
         rows.append(("(present)", vault.sealed))
     for name, path in rows:
@@ -6397,6 +6515,7 @@ class Facts(NamedTuple):
     vault_size: int = 0
     vault_sealed_at: int | None = None
     vault_lost_since: int | None = None
+    vault_missing: str = ""
     remote_state: str = "not used"
     remote_bucket: str = ""
     remote_asked_at: int | None = None
@@ -6435,6 +6554,7 @@ def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> dict[str,
         known.update(vault_format="unreadable", vault_size=info.st_size, vault_sealed_at=int(info.st_mtime))
         with contextlib.suppress(VaultError):
             known["vault_format"] = format_name(sealed_head(vault.sealed))
+    known["vault_missing"] = missing_vault(vault)
     # Not in the middle of an unlock, which writes the mark first.
     if opened is False and vault.marker.exists() and not (in_pod() and mounted_at(vault.transit)):
         known["vault_lost_since"] = int(vault.marker.stat().st_mtime)
@@ -6490,7 +6610,7 @@ def remote_facts(config: Config, vault: Vault, opened: bool) -> dict[str, Any]:
         remote = head(storage._replace(limit=ASK_LIMIT))
         state = compare_sides(sealed_digest(vault), base_of(vault, config), remote)
         known.update(remote_state=state, remote_asked_at=int(time.time()), remote_reason="")
-        known.update(remote_unpushed=state in ("ahead", "diverged"), remote_failed=False)
+        known.update(remote_unpushed=state in ("ahead", "diverged", "older"), remote_failed=False)
     except (TazpodError, OSError) as error:
         known.update(remote_failed=True, remote_reason=str(error), remote_hint=getattr(error, "hint", ""))
     return known
@@ -6542,7 +6662,8 @@ def makes_no_sense(what: str) -> TazpodError:
 # The words that status uses.  What is typed next is chosen from them, so nobody else may add one.
 FACT_WORDS: dict[str, tuple[str, ...]] = {
     "vault_format": ("", "openpgp", "go", "unreadable"),
-    "remote_state": ("not used", "unknown", "in sync", "ahead", "behind", "diverged"),
+    "vault_missing": ("", *FOUND_AGAIN),
+    "remote_state": ("not used", "unknown", "empty", "in sync", "ahead", "behind", "diverged", "older"),
     "remote_hint": ("", LOGIN_HINT, *STORAGE_HINTS.values()),
     "identity_kind": ("none", "login", "vault", "environment"),
 }
@@ -6595,10 +6716,14 @@ def host_facts(config: Config) -> dict[str, Any]:
     return {**known, "container_drift": drift(config, container, image) if container else []}
 
 
+WAYS_OUT = "tazpod push (it tells the ways out)"
+
+
 def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     """What is not well, the most urgent first, each with what to type next."""
     f, expires = facts, facts.identity_expires_at
     asleep = f.container_state in ("", "absent", "created", "running", "exited")
+    nothing = f.vault_used and not f.vault_format and f.vault_open is False
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
     unknown = f.remote_state == "unknown" and f.remote_failed
     lost = f"; what changed after {utc(f.vault_lost_since)} is lost" if f.vault_lost_since else ""
@@ -6609,13 +6734,15 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
         (f.vault_lost_since, f"the container stopped while the vault was open{lost}", "tazpod"),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
-        (f.vault_used and not f.vault_format and f.vault_open is False, "there is no vault yet", "tazpod"),
+        (nothing and f.vault_missing, "the sealed vault is missing", FOUND_AGAIN.get(f.vault_missing, "")),
+        (nothing and not f.vault_missing, "there is no vault yet", "tazpod"),
         (f.vault_open and not f.daemon_running, "the daemon does not run", "tazpod up"),
         (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
         (unknown and expires and expires <= now, "the login has expired", "tazpod login"),
-        (f.remote_state == "behind", "the storage holds a newer vault", f"{first}tazpod pull"),
-        (f.remote_state == "diverged", "both sides have changed", "tazpod push (it tells the ways out)"),
+        (f.remote_state == "behind", "the storage holds a vault that is not here", f"{first}tazpod pull"),
+        (f.remote_state == "older", "the storage holds an older vault", WAYS_OUT),
+        (f.remote_state == "diverged", "both sides have changed", WAYS_OUT),
         (unknown, f"the storage: {f.remote_reason}", f.remote_hint or "tazpod push"),
         (f.remote_unpushed, "the sealed vault was not pushed", "tazpod push"),
         (f.vault_open and stale, f"the daemon failed: {f.daemon_error}", "tazpod save"),
@@ -6649,7 +6776,10 @@ def status_lines(facts: Facts, now: float) -> list[str]:
         {None: "changes unknown", True: "unsaved changes", False: "all saved"}[f.vault_unsaved],
         f"{bytes_text(f.vault_bytes)} of {bytes_text(f.vault_limit)}",
     )
-    vault = (*(opened if f.vault_open else ()), sealed if f.vault_format else "never sealed")
+    vault = (
+        *(opened if f.vault_open else ()),
+        sealed if f.vault_format else "its file is missing" if f.vault_missing else "never sealed",
+    )
     worked = ago("last success", f.daemon_success_at)
     failed = ago(f"last error ({f.daemon_error})", f.daemon_failed_at)
     open_word = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
@@ -7111,6 +7241,7 @@ class Word(NamedTuple):
 
 HIDDEN = ""  # the help of an option that the help leaves out
 PASSPHRASE_FD = option("--passphrase-fd", type=int, metavar="N", help="read the passphrase from descriptor N")
+NEW = option("--new", action="store_true", help="start a new, empty vault where there is none")
 DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
 RECREATE = option("--recreate", action="store_true", help="save and lock, remove it, and make it anew")
 FORCE = option("--force", action="store_true", help="seal also when nothing changed")
@@ -7134,8 +7265,8 @@ PERHAPS_VERSION = option(
 WORDS: dict[str, tuple[Word, ...]] = {
     "Every day": (
         Word("enter", cmd_enter, host_only=True),
-        Word("run", cmd_run, (PASSPHRASE_FD, COMMAND_WORDS), host_only=True),
-        Word("unlock", cmd_unlock, (PASSPHRASE_FD, FOR_SESSION)),
+        Word("run", cmd_run, (PASSPHRASE_FD, NEW, COMMAND_WORDS), host_only=True),
+        Word("unlock", cmd_unlock, (PASSPHRASE_FD, NEW, FOR_SESSION)),
         Word("save", cmd_save, (FORCE,)),
         Word("lock", cmd_lock, (DISCARD, LEAVES)),
         Word("status", cmd_status, (JSON,)),

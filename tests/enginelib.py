@@ -197,7 +197,11 @@ class Place:
             os.write(write_end, passphrase.encode() + b"\n")
             os.close(write_end)
             end = words.index("run") + 1 if "run" in words else len(words)  # the rest is the command's
-            words, fds = (*words[:end], "--passphrase-fd", str(read_end), *words[end:]), (read_end,)
+            begins = (
+                words[0] == "unlock" and not self.sealed.exists() and not (self.vault / "history").exists()
+            )
+            new = ("--new",) if begins else ()
+            words, fds = (*words[:end], *new, "--passphrase-fd", str(read_end), *words[end:]), (read_end,)
         try:
             return subprocess.run(
                 [*self.argv, *words],

@@ -587,3 +587,25 @@ def test_one_copied_file_without_its_libraries_says_what_to_type(place: Place) -
     assert done.returncode == 127
     assert len(done.stderr.splitlines()) == 2
     assert "-m pip install plumbum PyYAML" in done.stderr
+
+
+@pytest.mark.engine
+def test_a_lost_sealed_file_is_no_new_beginning(place: Place) -> None:
+    place.init().ok("unlock", passphrase=PASSPHRASE)
+    for content in ("one", "two"):
+        assert place.inside(f"echo {content} > {SECRETS}/file").returncode == 0
+        place.ok("save")
+    place.ok("lock")
+    place.sealed.unlink()
+    for words in (("unlock", "--yes"), ("run", "true")):
+        done = place.run(*words, passphrase="another")
+        assert done.returncode != 0
+        assert "is missing" in done.stderr
+    assert not place.is_open()
+    done = place.run("status")
+    assert "its file is missing" in done.stdout
+    assert "restore VERSION" in done.stdout
+    version = place.ok("history").split()[0]
+    place.ok("restore", version, passphrase=PASSPHRASE)
+    place.ok("unlock", passphrase=PASSPHRASE)
+    assert place.reads(f"cat {SECRETS}/file") == "one"

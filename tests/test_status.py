@@ -87,6 +87,7 @@ def remote(etag, digest=""):
 
 
 BASE = {"etag": "e1", "digest": "d1"}
+PAST = {**BASE, "past": "d0 d00"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,13 @@ BASE = {"etag": "e1", "digest": "d1"}
         ("d1", BASE, remote("e1"), "in sync"),
         ("d1", BASE, remote("e2", "d1"), "in sync"),  # the same bytes, pushed again
         ("d1", {}, remote("e2", "d1"), "in sync"),
-        ("", {}, None, "in sync"),
+        ("", {}, None, "empty"),
+        ("", BASE, None, "empty"),
+        ("", BASE, remote("e1", "d1"), "behind"),  # the file here is lost
+        ("d1", PAST, remote("e2", "d0"), "older"),
+        ("d3", PAST, remote("e2", "d00"), "older"),
+        ("d3", PAST, remote("e1", "d0"), "ahead"),  # the one that was last seen there
+        ("d1", PAST, remote("e2", "d"), "behind"),
         ("d2", BASE, remote("e1", "d1"), "ahead"),
         ("d2", {}, None, "ahead"),
         ("d1", BASE, None, "ahead"),

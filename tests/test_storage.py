@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import random
 import shutil
 import signal
 import stat
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3lib
-from conftest import replace
+from conftest import replace, terminal
 from pytest_subprocess import FakeProcess
 from s3lib import BUCKET, GATE, HISTORY, KEYS, LATEST, STORE, Bench, Machine, md5
 
@@ -565,6 +568,102 @@ def test_a_push_that_came_there_cut_is_pushed_again(bench: Bench) -> None:
     bench.put(b"seco", metadata=metadata)
     assert a.push(force=True).result is True
     assert bench.latest() == md5(b"second")
+
+
+# -- a sealed file that is lost, a storage that goes back
+
+
+@needs_engine
+def test_a_new_vault_in_the_place_of_a_lost_one_does_not_replace_the_storage_s(bench: Bench) -> None:
+    a, _ = two(bench)
+    a.seal("second")
+    a.push()
+    a.sealed.unlink()
+    config, vault = Config(a.folder, "bench-lab"), tazpod.Vault(a.vault, a.folder / "home")
+    assert tazpod.missing_vault(vault) == "storage"
+    tazpod.agree_to_begin(config, vault, Namespace(new=True, passphrase_fd=None))
+    assert tazpod.missing_vault(vault) == "storage", "until the new one is sealed"
+    a.seal("new")
+    assert a.push().conflict
+    assert bench.latest() == md5(b"second")
+    assert a.push(force=True).result is True
+    assert md5(b"second") in bench.kept()
+
+
+@needs_engine
+def test_a_storage_that_goes_back_is_told_and_not_followed_unasked(bench: Bench) -> None:
+    a = bench.machine("a")
+    for number in range(4):
+        a.seal(f"version {number}")
+        assert a.push().result is True
+    for number in range(3):
+        content = f"version {number}".encode()
+        bench.put(content, metadata=f"content-sha256={hashlib.sha256(content).hexdigest()}")
+        answer = a.pull()
+        assert "older version" in answer.error
+        assert "pull --force" in answer.hint
+        assert a.has() == md5(b"version 3")
+    a.seal("version 4")
+    answer = a.push()
+    assert answer.conflict
+    assert "older version" in answer.error
+    assert a.pull(force=True).result is True
+    assert a.has() == md5(b"version 2")
+    assert a.pull().result is False
+    bench.put(b"version 0")  # without a word of its digest
+    assert "older version" in a.pull().error
+
+
+def test_an_older_version_is_known_by_the_local_history_too(tmp_path: Path) -> None:
+    vault = tazpod.Vault(tmp_path, tmp_path)
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history/vault-20260102T030405.tar.aes").write_bytes(b"first")
+    there = tazpod.Remote('"e"', 5, FIRST, "", HEAD_ANSWER["LastModified"])  # type: ignore[arg-type]
+    assert tazpod.is_older(vault, {}, there)
+    assert not tazpod.is_older(vault, {"etag": '"e"'}, there)
+    assert not tazpod.is_older(vault, {}, there._replace(digest="0" * 64))
+
+
+MISSING = {
+    "nothing": ({}, ""),
+    "no vault at the last pull": ({"remote.json": '{"bucket": "b", "etag": "", "digest": ""}'}, ""),
+    "a sync": ({"remote.json": json.dumps({"bucket": "b", "digest": "0" * 64})}, "storage"),
+    "a push that was cut off": ({"remote.json": json.dumps({"bucket": "b", "pushing": "0" * 32})}, "storage"),
+    "a record that cannot be read": ({"remote.json": "["}, "storage"),
+    "a history": ({"history/vault-20260102T030405.tar.aes": "x"}, "history"),
+    "the file of Go": ({"vault.tar.aes.go": "x"}, "history"),
+    "the sealed file": ({"vault.tar.aes": "x", "vault.tar.aes.go": "x", "remote.json": "["}, ""),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_tells_of_a_sealed_file_that_is_lost(tmp_path: Path, name: str) -> None:
+    files, said = MISSING[name]
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    vault = tazpod.Vault(tmp_path, tmp_path)
+    assert tazpod.missing_vault(vault) == said
+    config, asked = Config(tmp_path, "lab"), Namespace(new=False, passphrase_fd=3)
+    if name != "the sealed file":
+        for tazpod.OPTIONS.yes in (False, True):
+            with pytest.raises(tazpod.VaultError) as caught:
+                tazpod.agree_to_begin(config, vault, asked)
+            assert "unlock --new" in caught.value.hint
+            assert ("restore VERSION" in caught.value.hint) == bool(said)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_over_what_is_left_a_person_is_asked(tmp_path: Path, answer: str) -> None:
+    (tmp_path / "vault.tar.aes.go").write_text("x")
+    config, vault = Config(tmp_path, "lab"), tazpod.Vault(tmp_path, tmp_path)
+    with terminal() as person:
+        person.type(f"{answer}\n")
+        with contextlib.ExitStack() as stack:
+            if answer == "n":
+                stack.enter_context(pytest.raises(tazpod.VaultError, match="no vault was started"))
+            tazpod.agree_to_begin(config, vault, Namespace(new=False, passphrase_fd=None))
+        assert "nevertheless? [y/N]" in person.shown()
 
 
 # -- a storage that is not believed
