@@ -3069,10 +3069,15 @@ def parse_mountinfo(text: str) -> list[Mount]:
     return mounts
 
 
+def mount_table() -> list[Mount]:
+    """All mounts that this process sees, the latest last."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return parse_mountinfo(file.read())
+
+
 def mounts_at(path: Path) -> list[Mount]:
     """What is mounted exactly at `path`, the topmost last."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return [m for m in parse_mountinfo(file.read()) if m.point == str(path)]
+    return [mount for mount in mount_table() if mount.point == str(path)]
 
 
 def mounted_at(path: Path) -> Mount | None:
@@ -3083,8 +3088,7 @@ def mounted_at(path: Path) -> Mount | None:
 
 def mounts_of(device: str) -> list[str]:
     """Every place where a device is mounted, the latest first."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return [m.point for m in reversed(parse_mountinfo(file.read())) if m.device == device]
+    return [mount.point for mount in reversed(mount_table()) if mount.device == device]
 
 
 def is_open(vault: Vault) -> bool:
@@ -3097,10 +3101,17 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
-def change_mounts(*argv: str) -> Result:
-    """Run mount(8) or umount(8) to its end: what was made after we had gone, nobody would clean up."""
+def in_one_call(commands: Sequence[Sequence[str]]) -> list[str]:
+    """The argv that runs commands as root, one after the other until one fails: each sudo takes its time."""
+    if len(commands) == 1:
+        return as_root(commands[0])
+    return as_root(["sh", "-c", " && ".join(map(shlex.join, commands))])
+
+
+def change_mounts(*commands: Sequence[str]) -> Result:
+    """Run commands that change mounts to their end: what came after we had gone, nobody would clean up."""
     with uninterrupted():
-        return capture(as_root(argv))
+        return capture(in_one_call(commands))
 
 
 def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
@@ -3122,7 +3133,7 @@ def mount_ram(place: Path, size: str) -> int:
     Who writes through the descriptor writes to RAM, whatever becomes of the mount.
     """
     for extra in (",noswap", ""):  # kernels before 6.4 do not know it
-        result = change_mounts(*tmpfs_argv(place, size, extra))
+        result = change_mounts(tmpfs_argv(place, size, extra))
         if result.code == 0:
             break
     else:
@@ -3154,60 +3165,162 @@ def mount_tmpfs(vault: Vault) -> int:
     return mount_ram(vault.transit, vault.size)
 
 
-def move_mount(source: Path, target: Path) -> None:
-    """Move a mount in one step, busy or not (mount(8), --move); the mount table tells whether it did."""
-    result = change_mounts("mount", "--move", str(source), str(target))
+def move_mount(source: Path, target: Path, *more: Sequence[str]) -> None:
+    """Move a mount in one step, busy or not (mount(8), --move); the mount table tells whether it did.
+
+    `more` is done to it in its new place, and may fail.
+    """
+    result = change_mounts(["mount", "--move", str(source), str(target)], *more)
     if mounted_at(source) is not None or mounted_at(target) is None:
         raise VaultError(f"{source} could not be moved to {target}: {result.reason}")
 
 
-def discard_transit(vault: Vault) -> list[str]:
-    """Throw away what is mounted on TRANSIT so that nobody can read it again.
+def remount_argv(place: Path, mode: str) -> list[str]:
+    """mount(8) that makes a whole file system read-only (`ro`) or writable (`rw`), wherever it is mounted."""
+    return ["mount", "-o", f"remount,{mode}", str(place)]
 
-    Gives the processes that still sat in it, as `pid (command)`.
+
+def set_aside(vault: Vault) -> None:
+    """Move the open vault to TRANSIT, where no path of a session leads to it, and freeze it there.
+
+    The freeze is refused when a file is open for writing: its process is named when the vault is destroyed.
     """
-    holders: list[str] = []
+    vault.transit.mkdir(mode=0o700, exist_ok=True)
+    move_mount(vault.mount, vault.transit, remount_argv(vault.transit, "ro"))
+
+
+def put_back(vault: Vault) -> None:
+    """Undo `set_aside`."""
+    change_mounts(remount_argv(vault.transit, "rw"))
+    move_mount(vault.transit, vault.mount)
+
+
+def discard_transit(vault: Vault) -> list[str]:
+    """Destroy what is mounted on TRANSIT: nobody reads it again, wherever and however he holds it.
+
+    To unmount is not enough: a mount namespace of its own, an overlay or an open file keep a tmpfs.
+    So every file is truncated first, always.  Gives the processes that held it, as `pid (command)`.
+    """
+    holders: dict[int, str] = {}
     while True:
         mount = mounted_at(vault.transit)
         if mount is None:
-            return holders
+            return [f"{pid or 'a process'} ({name})" for pid, name in sorted(holders.items())]
         if mount.kind != "tmpfs":
             raise VaultError(f"{vault.transit}: a {mount.kind} is mounted there")
-        # The bridges, and whatever else shows it.  A busy one is a busy vault, though TRANSIT is idle.
-        idle = [unmount(Path(p)) for p in mounts_of(mount.device) if p != str(vault.transit)]
-        if all(idle) and not take_off(vault.transit):
-            for place in (vault.home / name for name in vault.binds):
-                late = mounted_at(place)  # a bridge that a killed unlock made just now
-                if late and late.device == mount.device:  # by its place: the number may be another's by now
-                    unmount(place)
-            continue
-        hidden = ["a process that may not be looked into"]
-        holders = find_holders(os.stat(vault.transit).st_dev) or hidden
-        # A detached tmpfs stays readable through a working directory or an open file, and so
-        # does a deleted file: only truncating destroys what is in it.
-        erase = ["find", str(vault.transit), "-xdev", "-type", "f", "-exec", "truncate", "-s0"]
-        succeed(as_root([*erase, "{}", "+"]), f"{vault.transit} could not be emptied")
-        remove = ["find", str(vault.transit), "-xdev", "-mindepth", "1", "-delete"]
-        capture(as_root(remove))
-        unmount(vault.transit)
+        device = os.makedev(*map(int, mount.device.split(":")))
+        holders.update({**scan_holders(device), **scan_namespaces(mount.device)})
+        if holders or not erase_and_unmount(vault, mount):
+            holders.update(destroy_held(vault, mount, device))
+        holders.update(scan_namespaces(mount.device))
+        for place in (vault.home / name for name in vault.binds):
+            late = mounted_at(place)  # a bridge that a killed unlock made just now
+            if late and late.device == mount.device:  # by its place: the number may be another's by now
+                unmount(place)
 
 
-def take_off(place: Path, *options: str) -> str:
+def mounts_inside(place: Path) -> list[str]:
+    """What is mounted below a place, the latest first: it hides what lies under it."""
+    return [mount.point for mount in reversed(mount_table()) if mount.point.startswith(f"{place}/")]
+
+
+def erase_argvs(place: Path) -> list[list[str]]:
+    """find(1) that empties every file of a mount, and then removes all that is in it."""
+    find = ["find", str(place), "-xdev"]
+    return [
+        [*find, "-type", "f", "-exec", "truncate", "-s0", "{}", "+"],
+        [*find, "-mindepth", "1", "-delete"],
+    ]
+
+
+def destroy_argvs(place: Path, inside: Sequence[str], others: Sequence[str]) -> list[list[str]]:
+    """What destroys a mount that nobody holds, with what is mounted inside it and the other places it has."""
+    commands = [["umount", *inside]] if inside else []
+    commands += [remount_argv(place, "rw"), *erase_argvs(place)]
+    return [*commands, *(["umount", other] for other in others), ["umount", str(place)]]
+
+
+def erase_and_unmount(vault: Vault, mount: Mount) -> bool:
+    """Destroy what nobody holds, all in one call; False when something was in the way."""
+    place = vault.transit
+    inside = mounts_inside(place)
+    others = [other for other in mounts_of(mount.device) if other not in (str(place), *inside)]
+    before = len(mounts_at(place))
+    change_mounts(*destroy_argvs(place, inside, others))
+    return len(mounts_at(place)) < before
+
+
+def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
+    """Destroy what somebody holds, and take it away under him; who it was, as far as that can be seen."""
+    place = vault.transit
+    others = [other for other in mounts_of(mount.device) if other != str(place)]
+    for other in dict.fromkeys((*mounts_inside(place), *others)):
+        unmount(Path(other))
+    change_mounts(remount_argv(place, "rw"))
+    holders = empty_held(device)
+    if os.geteuid() == 0:
+        left = empty_tree(place, device)
+    else:
+        told = ask_root(device, place)
+        left = told["left"]
+        holders.update({int(pid): str(name) for pid, name in told["held"].items()})
+    if left:
+        raise VaultError(f"{plain(left[0])} could not be emptied: the vault is not destroyed", "tazpod down")
+    capture(as_root(erase_argvs(place)[1]))
+    if not unmount(place) and not holders:
+        holders[0] = "it may not be looked into"
+    return holders
+
+
+def try_unmount(place: Path, *options: str) -> str:
     """Take the topmost mount of a place away (umount(8)); '' when it is gone, else why it is not."""
     before = len(mounts_at(place))
-    result = change_mounts("umount", *options, str(place))
+    result = change_mounts(["umount", *options, str(place)])
     left = len(mounts_at(place))
     return "" if left < max(before, 1) else result.reason  # an umount that outlived its tazpod was faster
 
 
 def unmount(place: Path) -> bool:
     """Unmount, lazily when it is busy; whether it was idle."""
-    if not take_off(place):
+    if not try_unmount(place):
         return True
-    failure = take_off(place, "-l")
+    failure = try_unmount(place, "-l")
     if failure:
         raise VaultError(f"{place} could not be unmounted: {failure}")
     return False
+
+
+# -- who holds a file system: proc(5)
+
+
+def processes() -> Iterator[Path]:
+    """The folders in /proc of all other processes."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            yield entry
+
+
+def name_of(process: Path) -> str:
+    """The command of a process, for people."""
+    with contextlib.suppress(OSError):
+        return (process / "comm").read_text(errors="replace").strip()
+    return "?"
+
+
+def scan_namespaces(device: str) -> dict[int, str]:
+    """The processes whose mount namespace is not ours and shows a device, too; anybody may look at that."""
+    needle = f" {device} ".encode()
+
+    def mount_ids(table: Path) -> set[bytes]:
+        return {line.split()[0] for line in table.read_bytes().splitlines() if needle in line}
+
+    ours = mount_ids(Path("/proc/self/mountinfo"))
+    found = {}
+    for process in processes():
+        with contextlib.suppress(OSError):
+            if mount_ids(process / "mountinfo") - ours:
+                found[int(process.name)] = name_of(process)
+    return found
 
 
 def _device_of(place: Path) -> int:
@@ -3217,36 +3330,94 @@ def _device_of(place: Path) -> int:
         return -1
 
 
+def open_things(process: Path) -> list[Path]:
+    """What a process has open or runs from, by its links in /proc."""
+    return [process / "cwd", process / "root", process / "exe", *(process / "fd").iterdir()]
+
+
 def scan_holders(device: int) -> dict[int, str]:
-    """The processes with something of a device open, by /proc (proc(5)); only those that this
-    user may look into."""
-    found: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    """The processes with something of a device open; only those that this user may look into."""
+    mapped = f" {os.major(device):02x}:{os.minor(device):02x} "
+    found = {}
+    for process in processes():
         with contextlib.suppress(OSError):
-            places = [entry / "cwd", entry / "root", entry / "exe", *(entry / "fd").iterdir()]
-            mapped = f" {os.major(device):02x}:{os.minor(device):02x} "
-            if any(_device_of(place) == device for place in places) or mapped in (entry / "maps").read_text(
-                errors="replace"
-            ):
-                found[int(entry.name)] = (entry / "comm").read_text().strip()
+            held = any(_device_of(place) == device for place in open_things(process))
+            if held or mapped in (process / "maps").read_text(errors="replace"):
+                found[int(process.name)] = name_of(process)
     return found
 
 
-def find_holders(device: int) -> list[str]:
-    """The processes that hold a device, as `pid (command)`.
+def empty_held(device: int) -> dict[int, str]:
+    """Empty the files of a device that processes have open, deleted or not; who they are.
 
-    Looked for twice: root in a container has no SYS_PTRACE and cannot see the operator's.
+    Root in a container has no SYS_PTRACE and sees other processes than the operator: both must look.
     """
     found = scan_holders(device)
-    if os.geteuid() != 0:
-        side = f"HOST_CWD={os.environ.get('HOST_CWD', '')}"  # sudo hands no variables down: see `in_pod`
-        words = ["env", side, sys.executable, "-Es", __file__, HOLDERS_WORD, str(device)]
-        result = capture(as_root(words))
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            found.update({int(pid): name for pid, name in json.loads(result.out).items()})
-    return [f"{pid} ({name})" for pid, name in sorted(found.items())]
+    for pid in found:
+        with contextlib.suppress(OSError):
+            for place in (*open_things(Path(f"/proc/{pid}")), *Path(f"/proc/{pid}/map_files").iterdir()):
+                empty_file(place, device)
+    return found
+
+
+def empty_tree(root: Path, device: int) -> list[str]:
+    """Empty every file of a device below a folder, also those that may not be changed; which would not be."""
+    left = []
+    for folder, folders, names in os.walk(root):
+        if _device_of(Path(folder)) != device:
+            folders.clear()
+            continue
+        for name in names:
+            path = Path(folder, name)
+            if not empty_file(path, device, os.O_NOFOLLOW):
+                left.append(str(path))
+    return left
+
+
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+_FIXED = 0x10 | 0x20  # immutable, append only
+
+
+def empty_file(path: Path, device: int, flags: int = 0) -> bool:
+    """Truncate a regular file of a device, if one is there; False when this user may not."""
+    try:
+        seen = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+    except OSError:
+        return True  # gone by now
+    same = f"/proc/self/fd/{seen}"  # whatever the name leads to by now
+    try:
+        info = os.fstat(seen)
+        if info.st_dev == device and stat.S_ISREG(info.st_mode) and info.st_size:
+            with contextlib.suppress(OSError):
+                make_changeable(same)
+            with contextlib.suppress(OSError):
+                os.chmod(same, 0o600)
+            os.truncate(same, 0)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(seen)
+
+
+def make_changeable(path: str) -> None:
+    """Take the attributes `immutable` and `append only` from a file (ioctl_iflags(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, _GET_FLAGS, bytes(8)), sys.byteorder)
+        if flags & _FIXED:
+            fcntl.ioctl(fd, _SET_FLAGS, (flags & ~_FIXED).to_bytes(8, sys.byteorder))
+    finally:
+        os.close(fd)
+
+
+def ask_root(device: int, place: Path) -> dict[str, Any]:
+    """Have root empty a mount, and what root's processes hold of it: those, and what would not be emptied."""
+    side = f"HOST_CWD={os.environ.get('HOST_CWD', '')}"  # sudo hands no variables down: see `in_pod`
+    words = [sys.executable, "-Es", __file__, HOLDERS_WORD, str(device), str(place)]
+    result = succeed(as_root(["env", side, *words]), f"{place} could not be emptied")
+    told: dict[str, Any] = json.loads(result.out)
+    return told
 
 
 # -- the sealed file
@@ -3638,13 +3809,18 @@ def tar_names(tree: Tree) -> bytes:
     return b"".join(b"./" + name + b"\0" for name in tree.names)
 
 
-def read_state(vault: Vault) -> dict[str, str]:
+def read_state(root: Path) -> dict[str, str]:
     """What is known of the open vault: `tree` and `sealed` digests; empty when nothing is."""
     try:
-        data = json.loads((vault.mount / STATE_FILE).read_text())
+        data = json.loads((root / STATE_FILE).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+
+
+def is_unsaved(root: Path) -> bool:
+    """Whether an open vault, in its place or on TRANSIT, is other than what was sealed last."""
+    return survey(root).digest != read_state(root).get("tree")
 
 
 def write_state(folder: Path, tree: str, sealed: str) -> None:
@@ -3790,7 +3966,7 @@ def bridge(vault: Vault) -> None:
                 f"~/{name}: what is on the container's disk there is hidden while the vault is open;"
                 " to put it into the vault: lock, move it away, unlock, move it back"
             )
-        result = change_mounts("mount", "--bind", str(source), str(target))
+        result = change_mounts(["mount", "--bind", str(source), str(target)])
         if mounted_at(target) is None:
             warn(f"{target}: the vault's {name} could not be mounted there: {result.reason}")
 
@@ -3842,7 +4018,7 @@ def save(
             raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
         on_disk = sealed_digest(vault)
         current = session_passphrase(vault, on_disk)
-        state = read_state(vault)
+        state = read_state(vault.mount)
         if not os.path.lexists(vault.mount / ".aws"):
             (vault.mount / ".aws").mkdir(mode=0o700)  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
@@ -3884,7 +4060,7 @@ def replaces_go(vault: Vault, always: bool) -> bool:
     """Whether a save would replace a file that Go TazPod wrote; `always`: also when nothing changed."""
     if not is_open(vault) or not sealed_digest(vault) or sealed_is_native(vault):
         return False
-    return always or survey(vault.mount).digest != read_state(vault).get("tree")
+    return always or is_unsaved(vault.mount)
 
 
 def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree:
@@ -4027,15 +4203,27 @@ def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
         sync_folder(vault.folder)
 
 
-def lock(vault: Vault, *, saved: bool = False) -> list[str] | None:
+def lock(
+    vault: Vault, *, saved: bool = False, wanted: Callable[[], object] | None = None
+) -> list[str] | None:
     """Take the open vault away, and a login that was never carried into it.
 
-    Gives the processes that still sat in the vault.  With `saved`, what changed after the save keeps
-    the vault open: None.
+    Gives the processes that still sat in the vault.  With `saved`, what changed after the save keeps the
+    vault open, and so does what `wanted` says: None.  Both are asked when the vault is set aside: whoever
+    wrote before is seen, and whoever comes later finds it locked.
     """
     with vault_lock(vault):
-        if saved and is_open(vault) and survey(vault.mount).digest != read_state(vault).get("tree"):
-            return None
+        if is_open(vault):
+            set_aside(vault)
+            try:
+                keep = (wanted and wanted()) or (saved and is_unsaved(vault.transit))
+            except BaseException:
+                with uninterrupted():
+                    put_back(vault)
+                raise
+            if keep:
+                put_back(vault)
+                return None
         holders = take_away(vault)
         mount = mounted_at(vault.home / ".aws")
         if mount and mount.kind == "tmpfs":
@@ -4044,14 +4232,9 @@ def lock(vault: Vault, *, saved: bool = False) -> list[str] | None:
 
 
 def take_away(vault: Vault) -> list[str]:
-    """Move an open vault aside, then destroy it; for who holds the lock.
-
-    From the move on no path of the operator's leads to it, and nothing can save it.
-    """
+    """Destroy an open vault, or what a killed unlock or lock left of one; for who holds the lock."""
     if is_open(vault):
-        vault.marker.unlink(missing_ok=True)  # first: nobody may take the mark for a loss
-        vault.transit.mkdir(mode=0o700, exist_ok=True)
-        move_mount(vault.mount, vault.transit)
+        set_aside(vault)
     vault.marker.unlink(missing_ok=True)
     return discard_transit(vault)
 
@@ -5241,12 +5424,16 @@ def tell_sync(config: Config, vault: Vault) -> None:
 
 def enter(config: Config) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
-    steps = plan_entry(observe(config, ensure_up(config, tell=True)))
-    if config.ghost_mode:
-        tell_sync(config, host_vault(config))
+    container = ensure_up(config, tell=True)
+    # Before the look: whoever locks just now counts this session, or it sees that the vault is locked.
     session = open_session(config)
-    code, interrupted, left = FAILED, True, LEAVE not in steps
+    steps: tuple[str, ...] = ()
+    code, interrupted, left = FAILED, True, True
     try:
+        steps = plan_entry(observe(config, container))
+        left = LEAVE not in steps
+        if config.ghost_mode:
+            tell_sync(config, host_vault(config))
         if UNLOCK in steps and confirm("The vault is locked. Unlock it?"):
             pod_command(config, unlock_words(session))
         if BOOTSTRAP in steps:
@@ -5647,7 +5834,7 @@ def keep_in_step(config: Config, vault: Vault, watch: Watch, log: Any) -> None:
 def has_changed(vault: Vault, log: Any) -> bool:
     """Whether the open vault holds what the sealed file does not, and a guard may save it."""
     with vault_lock(vault, wait=0):
-        if not is_open(vault) or survey(vault.mount).digest == read_state(vault).get("tree"):
+        if not is_open(vault) or not is_unsaved(vault.mount):
             return False
         if sealed_digest(vault) and not sealed_is_native(vault):
             log.debug("not saved: the first save over a vault of Go TazPod is for a person to start")
@@ -6126,6 +6313,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
             say("the vault is locked already")
         return OK
     before_lock(config.pre_lock)
+    wanted = partial(live_sessions, folder) if args.leaving else None
     if args.discard:
         say("what changed since the last save is given up")
     holders = lock(vault) if args.discard else None
@@ -6134,7 +6322,10 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
             save_and_say(vault)
             if args.leaving and config.push_on_exit:
                 push_before_leaving(config, vault)
-            holders = lock(vault, saved=True)
+            holders = lock(vault, saved=True, wanted=wanted)
+            if holders is None and wanted and wanted():
+                say("the vault stays open: a session has come")
+                return OK
     if holders is None:
         raise VaultError(
             "something keeps writing into the vault", "end it, or give it up: tazpod lock --discard"
@@ -6577,7 +6768,7 @@ def open_facts(vault: Vault) -> dict[str, Any]:
         known["vault_open_since"] = int((vault.mount / PASSPHRASE_FILE).stat().st_mtime)
         known["vault_bytes"] = (room.f_blocks - room.f_bfree) * room.f_frsize
         known["vault_limit"] = room.f_blocks * room.f_frsize
-        changed = survey(vault.mount).digest != read_state(vault).get("tree")
+        changed = is_unsaved(vault.mount)
         known["vault_unsaved"] = changed or not has_sealed(vault)
     return known
 
@@ -6975,15 +7166,15 @@ def check_ram() -> Iterator[Check]:
 
     place = Path(tempfile.mkdtemp(prefix="tazpod-"))
     try:
-        kept = change_mounts(*tmpfs_argv(place, "64k"))
+        kept = change_mounts(tmpfs_argv(place, "64k"))
         done = kept
         if kept.code != 0:
-            done = change_mounts(*tmpfs_argv(place, "64k", ""))
+            done = change_mounts(tmpfs_argv(place, "64k", ""))
         why = "can be mounted" if done.code == 0 else f"cannot be mounted: {done.reason}"
         fix = "tazpod up --recreate: the container needs SYS_ADMIN"
         yield check("tmpfs", done.code == 0, why, fix)
         if done.code == 0:
-            take_off(place)
+            try_unmount(place)
     finally:
         place.rmdir()
     swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
@@ -7108,7 +7299,7 @@ def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iter
     if is_open(vault):
         return
     ram = line(as_root(tmpfs_argv(vault.transit, vault.size)))
-    yield from (ram, line(as_root(["umount", str(vault.transit)])), ram)
+    yield from (ram, line(in_one_call(destroy_argvs(vault.transit, [], []))), ram)
     if has_sealed(vault):
         yield from unseal_lines(vault.sealed, unpack_argv("/dev/fd/N"))
     for name in vault.binds:
@@ -7126,7 +7317,7 @@ def _save_lines(args: argparse.Namespace, vault: Vault) -> Iterator[str]:
     if not is_open(vault):
         raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
     always = args.word == "passwd" or getattr(args, "force", False) or not sealed_digest(vault)
-    if always or survey(vault.mount).digest != read_state(vault).get("tree"):
+    if always or is_unsaved(vault.mount):
         yield line(pack_argv(vault.mount, "N"), encrypt_argv("DIR", "M"))
         yield line(decrypt_argv("DIR", "N", "M"), [*compare_argv(vault.mount), "--file=-"])
 
@@ -7138,11 +7329,11 @@ def _show_lock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterat
         yield line(["bash", "-lc", config.pre_lock])
     if not args.discard:
         yield from _save_lines(args, vault)
-    yield line(as_root(["mount", "--move", str(vault.mount), str(vault.transit)]))
+    aside = ["mount", "--move", str(vault.mount), str(vault.transit)]
+    yield line(in_one_call((aside, remount_argv(vault.transit, "ro"))))
     mount = mounted_at(vault.mount)
     places = [place for place in mounts_of(mount.device if mount else "") if place != str(vault.mount)]
-    for place in (*places, str(vault.transit)):
-        yield line(as_root(["umount", place]))
+    yield line(in_one_call(destroy_argvs(vault.transit, [], places)))
 
 
 def _show_read(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
@@ -7215,8 +7406,9 @@ def cmd_setup(args: argparse.Namespace) -> int:
 
 
 def cmd_holders(args: argparse.Namespace) -> int:
-    """list what holds a device (run by lock, as root)"""
-    emit(json.dumps(scan_holders(args.device)))
+    """empty a mount and what holds it (run by lock, as root)"""
+    left = empty_tree(Path(args.place), args.device)
+    emit(json.dumps({"held": empty_held(args.device), "left": left}))
     return OK
 
 
@@ -7301,7 +7493,7 @@ INTERNAL = (
     Word(STATUS_WORD, cmd_pod_status),
     Word(DOCTOR_WORD, cmd_pod_doctor),
     Word(SETUP_WORD, cmd_setup, (option("user"), option("links", nargs="*"))),
-    Word(HOLDERS_WORD, cmd_holders, (option("device", type=int),)),
+    Word(HOLDERS_WORD, cmd_holders, (option("device", type=int), option("place"))),
 )
 ALIASES = {"ssh": ["enter"], "sync": ["pull"], "update": ["pull", "image"]}
 

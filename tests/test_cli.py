@@ -65,7 +65,7 @@ STATUSES = [
     (["env"], 2),
     *(([word.name], 2) for word in tazpod.INTERNAL),
     (["__internal_setup", "root"], 2),
-    (["__internal_holders", "1"], 2),
+    (["__internal_holders", "1", "/x"], 2),
     (["__internal_holders", "x"], 2),
     ([], 1),
     (["up"], 1),
@@ -98,7 +98,7 @@ def test_the_words_of_the_container_do_nothing_outside_of_one(variable, tmp_path
     for function in ("set_up_pod", "scan_holders", "guard", "pod_facts", "check_pod"):
         monkeypatch.setattr(tazpod, function, lambda *_: pytest.fail("it ran"))
     monkeypatch.chdir(tmp_path)
-    for words in (["setup", "root"], ["holders", "1"], ["sync_daemon"], ["status"], ["doctor"]):
+    for words in (["setup", "root"], ["holders", "1", "/x"], ["sync_daemon"], ["status"], ["doctor"]):
         assert tazpod.main([f"__internal_{words[0]}", *words[1:]]) == 2
         assert capfd.readouterr().err.startswith(f"tazpod: error: __internal_{words[0]} is for the inside of")
 

@@ -95,7 +95,7 @@ def sweep_by_step(folder: Path, word: str, number: int) -> None:
     calls = [(folder / f"{n}", word, n, workers, number) for n in range(workers)]
     killed, finished = (sum(column) for column in zip(*in_workers(kill_by_step, calls)))
     print(f"{word}, signal {number}: {killed} interrupted, {finished} had finished")
-    assert killed >= 10 and (finished == 0 or number != signal.SIGKILL)
+    assert killed >= 6 and (finished == 0 or number != signal.SIGKILL)
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -314,7 +314,7 @@ def test_a_program_that_is_missing_costs_nothing(
     before = {n: b for n, b in world.disk_state().items() if not n.startswith(".")}
     tree = world.tree() if word == "save" else template[1]
     (fakes / name).unlink()
-    with plumbum.local.env(PATH=str(fakes)), pytest.raises(tazpod.MissingProgram, match=name):
+    with plumbum.local.env(PATH=str(fakes)), pytest.raises(tazpod.TazpodError, match=name):
         work()
     assert world.leaks() == []
     settle(world, word, before, tree)
@@ -909,8 +909,9 @@ def test_a_lock_killed_while_it_destroys_leaves_no_open_vault(
 ) -> None:
     """Killed before the first file is truncated: the worst moment."""
     process = holders("descriptor")
-    (fakes / "find").unlink()
-    program(fakes, "find", f"echo >{fakes}/reached; exec sleep 1000")
+    (fakes / "mount").unlink()
+    wait = f"*,rw*) echo >{fakes}/reached; exec sleep 1000"
+    program(fakes, "mount", f'case "$*" in {wait};; esac; exec "$REAL" "$@"')
 
     def work() -> None:
         with plumbum.local.env(PATH=str(fakes)):
@@ -952,3 +953,84 @@ def test_every_place_that_shows_the_vault_is_emptied_by_the_lock(opened: World) 
     assert_locked_and_clean(opened)
     assert mount_points(opened.root) == [str(opened.vault.home)]
     assert [list(place.iterdir()) for place in others] == [[], []]
+
+
+# ---- a lock where somebody holds the vault in another way -------------------------------------------
+# Told to, it prints how many bytes it reads of all files in the vault, and of one that it has deleted.
+WATCHER = """
+import os, sys
+place = sys.argv[1]
+held = open(place + "/deleted", "rb")
+os.unlink(place + "/deleted")
+print("ready", flush=True)
+sys.stdin.readline()
+total = len(os.pread(held.fileno(), 1 << 20, 0))
+for folder, folders, names in os.walk(place):
+    for name in names:
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                total += len(file.read())
+        except OSError:
+            pass
+print(total)
+"""
+HIDDEN = ["of another mount namespace", "of another user and mount namespace", "of an overlay elsewhere"]
+
+
+def fill_awkwardly(world: World) -> None:
+    """Files that do not like to be emptied."""
+    world.put("deleted", CANARY)
+    world.put("folder/deep/secret", CANARY)
+    for mode in (0, 0o400, 0o444):
+        world.put(f"mode-{mode:o}", CANARY)
+        (world.open / f"mode-{mode:o}").chmod(mode)
+    world.put("dark/inside", CANARY)
+    (world.open / "dark").chmod(0)
+    os.link(world.open / "secret", world.open / "folder/hard link")
+    for flag in ("i", "a"):
+        world.put(f"fixed-{flag}", CANARY)
+        subprocess.run(["chattr", f"+{flag}", world.open / f"fixed-{flag}"], capture_output=True)
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_whoever_holds_the_vault_unseen_reads_nothing_after_the_lock(
+    opened: World, tmp_path: Path, how: str
+) -> None:
+    place = opened.open
+    prefix = {HIDDEN[0]: ["unshare", "-m"], HIDDEN[1]: ["unshare", "-Urm"], HIDDEN[2]: []}[how]
+    if how == HIDDEN[2]:
+        (tmp_path / "upper").mkdir()
+        run("mount", "-t", "tmpfs", "tmpfs", tmp_path / "upper")
+        for name in ("up", "work"):
+            (tmp_path / "upper" / name).mkdir()
+        place = tmp_path / "overlay"
+        place.mkdir()
+    fill_awkwardly(opened)
+    if how == HIDDEN[2]:
+        parts = f"lowerdir={opened.open},upperdir={tmp_path}/upper/up,workdir={tmp_path}/upper/work"
+        run("mount", "-t", "overlay", "-o", parts, "overlay", place)
+    pipe = subprocess.PIPE
+    argv = [*prefix, sys.executable, "-c", WATCHER, str(place)]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as watcher:
+        try:
+            assert watcher.stdout is not None and watcher.stdout.readline() == "ready\n"
+            named = [name.split()[0] for name in tazpod.lock(opened.vault)]
+            assert_locked_and_clean(opened)
+            assert watcher.communicate("\n")[0] == "0\n"
+            if prefix:
+                assert str(watcher.pid) in named
+        finally:
+            watcher.kill()
+            for point in (tmp_path / "overlay", tmp_path / "upper"):
+                subprocess.run(["umount", "-l", point], capture_output=True)
+    opened.unlock()
+    assert (opened.open / "secret").read_bytes() == CANARY
+
+
+def test_what_a_mount_inside_the_vault_hides_is_emptied_too(opened: World) -> None:
+    opened.put("folder/secret", CANARY)
+    with open(opened.open / "folder/secret", "rb") as held:
+        run("mount", "-t", "tmpfs", "tmpfs", opened.open / "folder")
+        tazpod.lock(opened.vault)
+        assert held.read() == b""
+    assert_locked_and_clean(opened)

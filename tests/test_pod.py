@@ -116,6 +116,36 @@ def test_identity_is_linked_into_the_project_and_overwrites_nothing(pod: Place) 
     pod.configure("vault.binds: [.config/gh]")
 
 
+# What a process reads of the vault, of a file that it has open and deleted too, when /tmp/NAME.go is there.
+WATCHER = """
+cd ~/secrets && exec 7< deleted-$0 && rm deleted-$0
+touch /tmp/$0.ready
+until [ -e /tmp/$0.go ]; do sleep 0.05; done
+cat <&7 > /tmp/$0.read
+find /home/tazpod/secrets . -type f -exec cat {} + >> /tmp/$0.read 2> /dev/null
+mv /tmp/$0.read /tmp/$0.done
+"""
+
+
+def test_a_lock_destroys_what_other_mount_namespaces_and_open_files_show(pod: Place) -> None:
+    pod.ok("unlock", passphrase=PASSPHRASE)
+    kinds = {"here": "", "root": "sudo -n", "namespace": "unshare -Urm", "rootspace": "sudo -n unshare -m"}
+    pod.reads("echo secret | tee ~/secrets/{plain,deleted-{here,root,namespace,rootspace}} > /dev/null")
+    pod.reads("cd ~/secrets; ln plain hard; echo secret > dark; chmod 400 dark")
+    for name, prefix in kinds.items():
+        run = ["docker", "exec", "-d", pod.name, *prefix.split(), "env", "HOME=/home/tazpod"]
+        subprocess.run([*run, "bash", "-c", WATCHER, name], check=True)
+        eventually(lambda name=name: pod.inside(f"test -e /tmp/{name}.ready").returncode == 0, "it is ready")
+    said = pod.ok("lock")
+    assert "the vault is locked" in said
+    assert "still in the vault when it was locked: " in said and said.count("(bash)") == len(kinds)
+    for name in kinds:
+        pod.reads(f"touch /tmp/{name}.go")
+        eventually(lambda name=name: pod.inside(f"test -e /tmp/{name}.done").returncode == 0, "it has read")
+        assert pod.reads(f"cat /tmp/{name}.done") == ""
+    assert pod.is_shut()
+
+
 # -- ssh
 
 
