@@ -3293,7 +3293,7 @@ def unmount(place: Path) -> bool:
 # -- who holds a file system: proc(5)
 
 
-def processes() -> Iterator[Path]:
+def other_processes() -> Iterator[Path]:
     """The folders in /proc of all other processes."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -3316,7 +3316,7 @@ def scan_namespaces(device: str) -> dict[int, str]:
 
     ours = mount_ids(Path("/proc/self/mountinfo"))
     found = {}
-    for process in processes():
+    for process in other_processes():
         with contextlib.suppress(OSError):
             if mount_ids(process / "mountinfo") - ours:
                 found[int(process.name)] = name_of(process)
@@ -3339,7 +3339,7 @@ def scan_holders(device: int) -> dict[int, str]:
     """The processes with something of a device open; only those that this user may look into."""
     mapped = f" {os.major(device):02x}:{os.minor(device):02x} "
     found = {}
-    for process in processes():
+    for process in other_processes():
         with contextlib.suppress(OSError):
             held = any(_device_of(place) == device for place in open_things(process))
             if held or mapped in (process / "maps").read_text(errors="replace"):
