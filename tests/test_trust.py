@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import termios
@@ -13,6 +14,7 @@ import pytest
 from conftest import approve, replace, run_cli, terminal, write_stub
 from enginelib import PASSPHRASE, Place
 from test_config import KEYS
+from test_structure import FUNCTION, TREE, section_of
 
 import tazpod
 from tazpod import Config
@@ -174,6 +176,21 @@ def test_looking_and_ending_work_and_hand_nothing_over(name, project, docker):
     assert names(tazpod.read_request(project).config, tazpod.read_approval(project).settings) == ASKED
 
 
+READS = {"read_request", "parse_config", "config_text", "approved_config", "for_this_host", "take_request"}
+
+
+def test_only_the_gate_and_what_shows_a_config_reads_one():
+    """A word that is written tomorrow gets a config by `the_project` or not at all."""
+    found = {
+        owner.name
+        for owner in TREE.body
+        if isinstance(owner, FUNCTION) and section_of(owner.lineno) > 4
+        for leaf in ast.walk(owner)
+        if isinstance(leaf, ast.Name) and leaf.id in READS
+    }
+    assert found - {"vault_shown"} == {"the_project", "cmd_config", "cmd_trust", "cmd_doctor", "host_facts"}
+
+
 def test_a_dry_run_shows_what_would_be_done_and_that_approval_comes_first(project, docker, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     (project / tazpod.CONFIG_PATH).write_text(HOSTILE)
@@ -278,6 +295,7 @@ def test_a_dockerfile_that_was_not_approved_is_not_built(project, docker):
     path = project / tazpod.DOCKERFILE_PATH
     assert run_cli("build").returncode == 0
     path.write_text("FROM evil\n")
+    assert "docker build" in run_cli("--dry-run", "build").stdout
     done = run_cli("--yes", "build")
     assert (done.returncode, len(docker.read_text().splitlines())) == (2, 1)
     assert done.stderr.splitlines()[-1] == "hint: tazpod trust"
@@ -310,7 +328,8 @@ LEADS = {
     "out": ("../private", True),
     "absolute": ("/etc", True),
     "twice": ("out", True),
-    "itself": ("itself", False),
+    "itself": ("itself", True),
+    "long": ("./" * 2000 + "../private", True),
     "to the folder above": ("..", True),
 }
 
@@ -326,7 +345,7 @@ def test_a_link_in_the_project_leads_nobody_out(name, tmp_path):
     (tmp_path / "elsewhere/link").symlink_to(f"../project/{name}")
     config, expected = Config(project, "x"), LEADS[name][1]
     assert tazpod.leads_out(project, str(project / name)) is expected
-    assert tazpod.leads_out(project, str(project / name / "deep/er")) is expected
+    assert tazpod.leads_out(project, f"{project / name}/deep/{'./' * 2000}er") is expected
     assert tazpod.leads_out(project, str(tmp_path / "elsewhere/link")) is expected
     if expected:
         with pytest.raises(tazpod.UsageError, match="leads out of the project"):
