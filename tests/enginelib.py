@@ -1,4 +1,4 @@
-"""A project on a real Docker engine, and the person who sits in front of it.
+"""A project on a real engine, and the person who sits in front of it.
 
 What is driven is the command line itself: a copy of tazpod.py, alone in a folder, on a
 pseudo-terminal or off one.
@@ -29,6 +29,8 @@ import yaml
 
 import tazpod
 
+ENGINE = os.environ["TAZPOD_ENGINE"]
+HANDED_ON = ("PATH", "DOCKER_HOST", "TMPDIR", "TAZPOD_ENGINE", "XDG_RUNTIME_DIR")  # and CONTAINERS_*
 IMAGE = os.environ.get("TAZPOD_TEST_IMAGE", "tazpod-test:slim")
 FULL_IMAGE = os.environ.get("TAZPOD_TEST_FULL_IMAGE", "tazpod-test:latest")
 PASSPHRASE = "correct horse battery staple"
@@ -48,8 +50,8 @@ def eventually(check: Callable[[], object], what: str, patience: float = PATIENC
 
 
 def docker(*words: str, data: bytes = b"", check: bool = True) -> str:
-    """A call of docker by somebody else than tazpod."""
-    done = subprocess.run(["docker", *words], input=data, capture_output=True, timeout=300)
+    """A call of the engine by somebody else than tazpod."""
+    done = subprocess.run([ENGINE, *words], input=data, capture_output=True, timeout=300)
     assert not check or done.returncode == 0, f"docker {words}: {done.stderr.decode()}"
     return done.stdout.decode(errors="replace")
 
@@ -155,7 +157,9 @@ class Place:
         self.name = unique()
         self.argv = [sys.executable, str(self.tool)]
         self.env = {
-            name: value for name, value in os.environ.items() if name in ("PATH", "DOCKER_HOST", "TMPDIR")
+            name: value
+            for name, value in os.environ.items()
+            if name in HANDED_ON or name.startswith("CONTAINERS_")
         }
         self.env |= {"HOME": str(self.home), "LANG": "C.UTF-8", "TERM": "xterm", "NO_COLOR": "1"}
         self.terminals: list[Terminal] = []
@@ -243,7 +247,7 @@ class Place:
     def inside(self, script: str, user: str = "") -> subprocess.CompletedProcess[str]:
         """A script in the container, by somebody else's `docker exec`."""
         options = ["-u", user] if user else []
-        argv = ["docker", "exec", *options, self.name, "bash", "-c", script]
+        argv = [ENGINE, "exec", *options, self.name, "bash", "-c", script]
         return subprocess.run(argv, capture_output=True, text=True, timeout=300)
 
     def reads(self, script: str, user: str = "") -> str:

@@ -28,6 +28,7 @@ import yaml
 
 import tazpod
 
+ENGINE = os.environ["TAZPOD_ENGINE"]
 IMAGE = os.environ.get("TAZPOD_TEST_IMAGE", "tazpod-test:slim")
 BUCKET = "tazlab-storage"
 STORE = f"http://127.0.0.1:{s3inside.STORE}"
@@ -53,7 +54,7 @@ IDENTITIES = {
 
 def docker(*words: str, data: bytes = b"", check: bool = True) -> str:
     """A call of docker by somebody else than tazpod."""
-    done = subprocess.run(["docker", *words], input=data, capture_output=True, timeout=120)
+    done = subprocess.run([ENGINE, *words], input=data, capture_output=True, timeout=120)
     assert not check or done.returncode == 0, f"docker {words}: {done.stderr.decode()}"
     return done.stdout.decode(errors="replace")
 
@@ -102,7 +103,7 @@ class Store:
         """The real aws, by the owner of the bucket, straight at the store."""
         keys = [word for pair in KEYS.items() for word in ("-e", "=".join(pair))]
         at = ("--endpoint-url", STORE, "--region", "eu-central-1", "--output", "json")
-        argv = ["docker", "exec", *keys, self.name, "aws", "s3api", *words, *at]
+        argv = [ENGINE, "exec", *keys, self.name, "aws", "s3api", *words, *at]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
         assert not check or done.returncode == 0, done.stderr
         return done.stdout if check else done.stdout + done.stderr
@@ -133,7 +134,7 @@ class Bench:
         self.driver: subprocess.Popen[str] | None = None
         try:
             self.store = Store(self.name, box)
-            argv = ["docker", "exec", "-i", self.name, "python3", "/bench/lib/s3inside.py"]
+            argv = [ENGINE, "exec", "-i", self.name, "python3", "/bench/lib/s3inside.py"]
             self.driver = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert self.answer() == "ready"
         except BaseException:
@@ -351,7 +352,7 @@ class Cloud:
         keys = {"FAKE_AK": key, "FAKE_SK": secret, "FAKE_ST": "", "FAKE_TTL": str(ttl)}
         name = self.serve("python3", "sso_standin.py", str(SSO_PORT), **keys)
         probe = f"import socket; socket.create_connection(('127.0.0.1', {SSO_PORT}))"
-        argv = ["docker", "exec", name, "python3", "-c", probe]
+        argv = [ENGINE, "exec", name, "python3", "-c", probe]
         eventually(lambda: subprocess.run(argv, capture_output=True).returncode == 0, "sign-on is there")
 
     def control(self, *words: str) -> Any:
@@ -361,7 +362,7 @@ class Cloud:
     def try_rules(self) -> bool:
         script = "import s3inside; s3inside.control('PUT', [])"
         return not subprocess.run(
-            ["docker", "exec", self.gate, "python3", "-c", script], capture_output=True
+            [ENGINE, "exec", self.gate, "python3", "-c", script], capture_output=True
         ).returncode
 
     def rules(self, *rules: dict[str, Any]) -> None:

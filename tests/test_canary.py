@@ -15,7 +15,7 @@ from pathlib import Path
 
 import enginelib
 import pytest
-from enginelib import IMAGE, SECRETS, Place, docker, eventually
+from enginelib import ENGINE, IMAGE, SECRETS, Place, docker, eventually
 
 import tazpod
 
@@ -120,7 +120,7 @@ class Search:
 
     def in_export(self) -> bool:
         """Whether one is in the file system of the container, read as a whole."""
-        process = subprocess.Popen(["docker", "export", self.place.name], stdout=subprocess.PIPE)
+        process = subprocess.Popen([ENGINE, "export", self.place.name], stdout=subprocess.PIPE)
         assert process.stdout
         tail, size = b"", 0
         while data := process.stdout.read(1 << 20):

@@ -8,7 +8,7 @@ import subprocess
 
 import enginelib
 import pytest
-from enginelib import PASSPHRASE, SECRET, SECRETS, Place, Terminal, docker, eventually
+from enginelib import ENGINE, PASSPHRASE, SECRET, SECRETS, Place, Terminal, docker, eventually
 
 import tazpod
 
@@ -203,7 +203,7 @@ def test_who_is_left_inside_is_named_and_reads_nothing_more(lab: Place) -> None:
     pid = lab.reads("pgrep -f 'exec 3<' | head -n 1")
     lab.reads(": > /tmp/mapped; cp ~/secrets/kept ~/secrets/other")
     follower = subprocess.Popen(
-        ["docker", "exec", lab.name, "tail", "-f", f"{SECRETS}/other"], stdout=subprocess.DEVNULL
+        [ENGINE, "exec", lab.name, "tail", "-f", f"{SECRETS}/other"], stdout=subprocess.DEVNULL
     )
     eventually(lambda: lab.inside("pgrep -x tail").stdout, "another follows a file")
     docker("exec", "-d", "-u", "0", "-w", SECRETS, lab.name, "sleep", "300")  # only root sees what root holds
