@@ -1,8 +1,11 @@
 # Each target sets up all it needs, also on a bare Debian 12 as root.
 #
 #   make run     an engine, an image, a demo project, and TazPod in it;
-#                without a terminal, the same walk by itself (tests/demo)
-#   make test    all tests; ARGS='-k vault' is handed to pytest
+#                without a terminal, the same walk by itself (tests/demo);
+#                ENGINE=podman, or rootless: Podman of a user who is not root
+#   make test    all tests, on Docker; ARGS='-k vault' is handed to pytest
+#   make engines what touches the engine, on Podman with root and without, and
+#                on Docker with the storage driver vfs
 #   make check   ruff and mypy
 #   make man     docs/tazpod.1, from the tables that --help is made from
 #   make clean   stop the private engine, remove what was made in this folder
@@ -11,36 +14,42 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test check man clean
+.PHONY: run test engines check man clean
 .DEFAULT_GOAL := run
 
-DEMO = $${TAZPOD_DEMO:-$$HOME/tazpod-demo}
 IMAGE = tazzo/tazpod-ai:latest
 TEST_IMAGE = tazpod-test:slim
 TEST_FULL_IMAGE = tazpod-test:latest
 
-# Not eval "$$(...)": that would go on when the engine does not start.
-ENGINE = engine=$$(tests/engine up); eval "$$engine"
+ENGINE = docker
+
+PYTEST = .venv/bin/python -m pytest -p no:cacheprovider
+# Beside another run on the same machine, from which it must not take pytest's folders away.
+ASIDE = --basetemp=/tmp/tazpod-tests-
+ON_PODMAN = tests/test_engine.py tests/test_sessions.py tests/test_container.py tests/test_daemon.py \
+    tests/test_canary.py tests/test_dry_run.py tests/test_operator.py tests/test_pod.py
+ON_ROOTLESS = tests/test_sessions.py tests/test_container.py tests/test_canary.py
+WALK = tests/test_engine.py::test_from_an_empty_folder_to_a_locked_vault_and_back
 
 run: .venv/ready
-	$(ENGINE)
-	docker image inspect $(IMAGE) >/dev/null 2>&1 || docker pull $(IMAGE) ||
-	    tests/engine image $(IMAGE)
-	if ! [ -t 0 ] || ! [ -t 1 ]; then exec tests/demo .venv/bin/tazpod; fi
-	tazpod=$$PWD/.venv/bin/tazpod
-	mkdir -p "$(DEMO)"
-	cd "$(DEMO)"
-	[ -e .tazpod ] || "$$tazpod" init
-	"$$tazpod" || echo "make run: the session ended with status $$?"
+	tests/engine image $(ENGINE) $(IMAGE)
+	tests/engine with $(ENGINE) tests/demo .venv/bin/tazpod
 
 test: .venv/ready
 	tests/engine need gpg openssl tar tmux git sudo unshare=util-linux ip=iproute2 \
 	    zsh fish groff=groff-base ssh-agent=openssh-client dropbear=dropbear-bin
-	$(ENGINE)
-	tests/engine image $(TEST_IMAGE) aws
-	tests/engine image $(TEST_FULL_IMAGE)
-	TAZPOD_TEST_IMAGE=$(TEST_IMAGE) TAZPOD_TEST_FULL_IMAGE=$(TEST_FULL_IMAGE) \
+	tests/engine image docker $(TEST_IMAGE) aws
+	tests/engine image docker $(TEST_FULL_IMAGE)
+	tests/engine with docker env TAZPOD_TEST_IMAGE=$(TEST_IMAGE) TAZPOD_TEST_FULL_IMAGE=$(TEST_FULL_IMAGE) \
 	    .venv/bin/python -m pytest $(ARGS)
+
+engines: .venv/ready
+	tests/engine need gpg sudo unshare=util-linux ip=iproute2 ssh-agent=openssh-client
+	export TAZPOD_TEST_IMAGE=$(TEST_IMAGE) TAZPOD_TEST_FULL_IMAGE=$(TEST_FULL_IMAGE)
+	for engine in podman rootless vfs; do tests/engine image $$engine $(TEST_IMAGE) aws; done
+	tests/engine with vfs $(PYTEST) $(ASIDE)vfs $(WALK)
+	tests/engine with rootless $(PYTEST) $(ASIDE)rootless $(WALK) $(ON_ROOTLESS)
+	tests/engine with podman $(PYTEST) $(ASIDE)podman -m engine $(ON_PODMAN)
 
 check: .venv/ready
 	.venv/bin/ruff check .

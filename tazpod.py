@@ -2225,14 +2225,17 @@ class Engine(NamedTuple):
     """
 
     title: str
+    address: str  # the variable that says where it is
     mtu_option: str  # of a network
     keys: tuple[str, ...]  # of exec on a terminal: nothing that is typed detaches it
     copy: tuple[str, ...]  # of cp: what is copied stays root's
 
 
 ENGINES = {
-    "docker": Engine("the Docker engine", "com.docker.network.driver.mtu", (), ()),  # keys: docker_settings
-    "podman": Engine("Podman", "mtu", ("--detach-keys=",), ("-a=false",)),
+    "docker": Engine(
+        "the Docker engine", "DOCKER_HOST", "com.docker.network.driver.mtu", (), ()
+    ),  # keys: docker_settings
+    "podman": Engine("Podman", "CONTAINER_HOST", "mtu", ("--detach-keys=",), ("-a=false",)),
 }
 ELSEWHERE = (
     "CONTAINER_HOST",
@@ -2488,16 +2491,17 @@ def container_of(data: Mapping[str, Any]) -> Container:
 
 def engine_error(result: Result) -> TazpodError:
     """The error for a call of docker or podman that failed: an engine out of reach is told apart."""
-    title = ENGINES.get(result.program, ENGINES["docker"]).title
+    program = result.program or "docker"
+    engine = ENGINES[program]
     lines = result.err.lower().splitlines()
     if any(re.search("permission denied.*connect to|connect: permission denied", line) for line in lines):
         hint = "may you use Docker? add yourself to the docker group, or use a rootless engine"
-        return TazpodError(f"{title} refuses this user", hint)
+        return TazpodError(f"{engine.title} refuses this user", hint)
     for sign in ("cannot connect", "error during connect", "is the docker daemon running"):
         if any(sign in line for line in lines):
-            hint = f"start it, or check DOCKER_HOST; `{result.program or 'docker'} info` shows more"
-            return TazpodError(f"{title} cannot be reached", hint)
-    return TazpodError(f"{result.program or 'docker'}: {result.reason}")
+            hint = f"start it, or check {engine.address}; `{program} info` shows more"
+            return TazpodError(f"{engine.title} cannot be reached", hint)
+    return TazpodError(f"{program}: {result.reason}")
 
 
 def docker(argv: Sequence[str]) -> Result:

@@ -36,8 +36,9 @@ FULL_IMAGE = os.environ.get("TAZPOD_TEST_FULL_IMAGE", "tazpod-test:latest")
 PASSPHRASE = "correct horse battery staple"
 SECRET = "the-secret-of-the-template"
 SECRETS = "/home/tazpod/secrets"
-PATIENCE = 60.0  # seconds until a test gives up; how long things take is not judged
+PATIENCE = 120.0  # seconds until a test gives up; how long things take is not judged
 
+UNREACHABLE = {"DOCKER_HOST": "unix:///nowhere.sock", "CONTAINER_HOST": "unix:///nowhere.sock"}
 GUARD = ("pgrep", "-f", tazpod.GUARD_WORD)
 
 
@@ -388,6 +389,8 @@ class Owned(Place):
         if os.path.exists(endpoint):
             groups = [f"--groups={os.stat(endpoint).st_gid}"]
         user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", *groups]
+        if uid == os.geteuid():
+            user = []
         self.argv = [*user, os.path.realpath(sys.executable), str(self.tool)]
 
 

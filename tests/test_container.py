@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -11,13 +13,16 @@ from pathlib import Path
 import enginelib
 import pytest
 from conftest import load_config
-from enginelib import IMAGE, PASSPHRASE, SECRET, Place, docker, unique
+from enginelib import ENGINE, IMAGE, PASSPHRASE, SECRET, Place, docker, unique
 
 import tazpod
 
 place, lab, project_with_vault = enginelib.place, enginelib.lab, enginelib.project_with_vault
 template = enginelib.template
 pytestmark = pytest.mark.engine
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="an engine without root has no such network")
 
 
 def remove_network(mtu: int) -> None:
@@ -40,6 +45,7 @@ def mtu_inside(place: Place) -> int:
     return int(place.reads("cat /sys/class/net/eth0/mtu"))
 
 
+@as_root
 def test_behind_a_narrow_route_the_container_gets_its_mtu(place: Place) -> None:
     remove_network(1280)
     place.init()
@@ -53,6 +59,7 @@ def test_behind_a_narrow_route_the_container_gets_its_mtu(place: Place) -> None:
     remove_network(1280)
 
 
+@as_root
 def test_a_container_made_before_the_route_was_narrow_is_told(place: Place) -> None:
     remove_network(1290)
     place.init("network.mtu: off").ok("up")
@@ -82,8 +89,10 @@ def test_an_mtu_may_be_given(place: Place) -> None:
 def test_all_that_a_config_may_ask_for(place: Place) -> None:
     (place.home / "shared dir").mkdir()
     (place.home / "shared dir/file").write_text("from home")
+    with socket.create_server(("127.0.0.1", 0)) as free:  # Podman is not asked to choose one
+        port = free.getsockname()[1]
     place.init(
-        "ports: ['127.0.0.1:0:8000']",
+        f"ports: ['127.0.0.1:{port}:8000']",
         "mounts: ['~/shared dir:/shared:ro', './sub:/sub']",
         "env: {PLAIN: 'a b', FROM_HOST: null, LANG: C}",
         "docker.args: [--hostname, lead, --label=some=thing]",
@@ -102,8 +111,7 @@ def test_all_that_a_config_may_ask_for(place: Place) -> None:
     assert (place.folder / "sub/made").exists()
     assert (place.folder / "hooked").read_text() == "up in /workspace\n"
     docker("exec", "-d", place.name, "python3", "-m", "http.server", "-d", "/shared", "8000")
-    (port,) = json.loads(docker("inspect", place.name))[0]["NetworkSettings"]["Ports"]["8000/tcp"]
-    address = f"http://127.0.0.1:{port['HostPort']}/file"
+    address = f"http://127.0.0.1:{port}/file"
     enginelib.eventually(lambda: reads(address) == b"from home", "the port answers")
     place.ok("up")
     assert (place.folder / "hooked").read_text().count("up") == 1  # it was running
@@ -186,10 +194,10 @@ def test_a_newer_image_and_another_one_are_told(place: Place) -> None:
     docker("build", "-t", tag, "-", data=f"FROM {IMAGE}\nLABEL build=2\n".encode())
     assert f"older than the image: there is a newer {tag};" in place.ok("up")
     place.configure(f"image: {IMAGE}")
-    assert f"older than the image: it was made from {tag};" in place.ok("up")
+    assert re.search(f"older than the image: it was made from (localhost/)?{tag};", place.ok("up"))
     place.ok("up", "--recreate")
     assert "older than" not in place.ok("up")
-    assert docker("inspect", "-f", "{{.Config.Image}}", place.name).strip() == IMAGE
+    assert docker("inspect", "-f", "{{.Config.Image}}", place.name).strip().endswith(IMAGE)
 
 
 def test_recreating_refuses_when_the_vault_cannot_be_saved(lab: Place) -> None:
@@ -266,6 +274,7 @@ def test_ctrl_p_reaches_the_shell_at_once(lab: Place) -> None:
     assert person.leaves() == 0
 
 
+@pytest.mark.skipif(ENGINE == "podman", reason="a setting of the docker command")
 def test_whoever_set_keys_to_detach_keeps_them(lab: Place) -> None:
     folder = lab.home / ".docker"
     folder.mkdir(exist_ok=True)

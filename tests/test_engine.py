@@ -11,7 +11,19 @@ from pathlib import Path
 
 import enginelib
 import pytest
-from enginelib import FULL_IMAGE, IMAGE, PASSPHRASE, SECRET, SECRETS, Owned, Place, docker, eventually, unique
+from enginelib import (
+    ENGINE,
+    FULL_IMAGE,
+    IMAGE,
+    PASSPHRASE,
+    SECRET,
+    SECRETS,
+    Owned,
+    Place,
+    docker,
+    eventually,
+    unique,
+)
 
 import tazpod
 
@@ -19,6 +31,12 @@ place, lab, owned = enginelib.place, enginelib.lab, enginelib.owned
 template, project_with_vault = enginelib.template, enginelib.project_with_vault
 default_image = enginelib.default_image
 pytestmark = pytest.mark.engine
+
+# Who runs the host side, and whom the project belongs to.
+PEOPLE = [(0, 0), (1000, 1000), (1001, 1001), (0, 1000)]
+if ENGINE == "podman":  # another user's Podman is another engine
+    PEOPLE = [person for person in {*PEOPLE, (os.geteuid(),) * 2} if person[0] == os.geteuid()]
+NO_ROOT = [person for person in PEOPLE if person[1] and person[1] != 1001][:1]
 
 START_HERE = r"Start one in .*\? \[y/N\] "
 START_VAULT = r"Start a new, empty one\? \[y/N\] "
@@ -383,10 +401,10 @@ def test_a_foreign_container_is_refused_and_left_running(place: Place, other: st
 @pytest.mark.parametrize("words", [(), ("up",), ("unlock",), ("down",), ("lock",)], ids=" ".join)
 def test_an_engine_out_of_reach_is_one_line(place: Place, words: tuple[str, ...]) -> None:
     place.init()
-    done = place.run(*words, DOCKER_HOST=f"unix://{place.box}/dead.sock")
+    done = place.run(*words, **enginelib.UNREACHABLE)
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
-    assert error == "tazpod: error: the Docker engine cannot be reached"
+    assert error == f"tazpod: error: {tazpod.ENGINES[ENGINE].title} cannot be reached"
     assert hint.startswith("hint: ")
 
 
@@ -394,7 +412,7 @@ def test_without_docker_on_the_path_it_says_so(place: Place) -> None:
     place.init()
     done = place.run(PATH=str(place.home))
     assert done.returncode == 127
-    assert "docker is not installed, or not on PATH" in done.stderr
+    assert f"{ENGINE} is not installed, or not on PATH" in done.stderr
 
 
 def test_an_image_that_cannot_be_pulled_is_offered_to_be_built(place: Place) -> None:
@@ -533,7 +551,7 @@ def test_down_saves_locks_and_removes(project_with_vault: Place) -> None:
     assert place.reads("cat ~/secrets/new") == "new"
 
 
-@pytest.mark.parametrize("owned", [(1000, 1000)], indirect=True, ids=["1000"])
+@pytest.mark.parametrize("owned", NO_ROOT, indirect=True)
 def test_down_refuses_what_cannot_be_saved_unless_told_to_discard(owned: Owned) -> None:
     owned.init().ok("unlock", passphrase=PASSPHRASE)
     owned.reads("echo new > ~/secrets/new; chmod 000 ~/secrets/new")
@@ -548,10 +566,8 @@ def test_down_refuses_what_cannot_be_saved_unless_told_to_discard(owned: Owned) 
 
 # -- who runs it
 
-PEOPLE = [(0, 0), (1000, 1000), (1001, 1001), (0, 1000)]
 
-
-@pytest.mark.parametrize("owned", PEOPLE, indirect=True, ids=["0", "1000", "1001", "0-for-1000"])
+@pytest.mark.parametrize("owned", PEOPLE, indirect=True)
 def test_all_that_is_made_belongs_to_the_owner_of_the_project(owned: Owned) -> None:
     owned.init().ok("unlock", passphrase=PASSPHRASE)
     who = f"{owned.owner}:{owned.owner}"

@@ -319,7 +319,7 @@ def test_status_through_the_life_of_a_vault(place: Place) -> None:
     done = place.run("status")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "hint: tazpod up, then again"
-    done = place.run("status", DOCKER_HOST="unix:///nowhere.sock")
+    done = place.run("status", **enginelib.UNREACHABLE)
     assert (done.returncode, done.stdout) == (1, "")
 
 
@@ -407,11 +407,12 @@ def test_doctor_of_what_is_well_and_of_what_is_not(place: Place) -> None:
     assert "can be mounted" in inside.stdout
 
     config.write_text(config.read_text() + "features: {ghost_mode: perhaps}\nimagee: x\n")
-    _, found = doctor(place, DOCKER_HOST="unix:///nowhere.sock")
+    _, found = doctor(place, **enginelib.UNREACHABLE)
     assert [item["name"] for item in found["failure"]] == ["config", "engine"]
     assert f"{config}:" in found["failure"][0]["what"]
-    lines = place.run("doctor", DOCKER_HOST="unix:///nowhere.sock").stdout.splitlines()
-    assert f"{'':<21}fix: start it, or check DOCKER_HOST; `docker info` shows more" in lines
+    engine = tazpod.ENGINES[enginelib.ENGINE]
+    lines = place.run("doctor", **enginelib.UNREACHABLE).stdout.splitlines()
+    assert f"{'':<21}fix: start it, or check {engine.address}; `{enginelib.ENGINE} info` shows more" in lines
     assert {item["name"] for item in found["ok"]} >= {"files", "disk"}
 
 
