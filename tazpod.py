@@ -2072,8 +2072,8 @@ def ask_approval(path: Path, changes: Sequence[Change]) -> None:
         say(f"  {change.name}: {change.old} -> {change.new}")
     if OPTIONS.dry_run:
         return
-    if not confirm("Approve this?", in_person=True):
-        names = ", ".join(change.name for change in changes)
+    names = ", ".join(change.name for change in changes)  # again: a long value may hide what stands above
+    if not confirm(f"Approve {names}?", in_person=True):
         raise UsageError(f"{path}: asks for what was not approved: {names}", "tazpod trust")
 
 

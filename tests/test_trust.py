@@ -228,7 +228,7 @@ def test_on_a_terminal_the_person_is_asked_and_only_their_yes_counts(answer, pro
         person.type("y\n")  # before the question: not an answer to it
         code = tazpod.main(["--yes", "pull", "image"])
         shown = person.shown()
-    assert 'image: "a" -> "b"' in shown and "Approve this? [y/N]" in shown
+    assert 'image: "a" -> "b"' in shown and "Approve image? [y/N]" in shown
     assert code == (0 if answer == "y" else 2)
     assert tazpod.read_approval(project).settings["image"] == ("b" if answer == "y" else "a")
 
@@ -416,6 +416,6 @@ def test_what_a_program_inside_writes_reaches_the_host_only_when_it_is_approved(
     lab.ok("down")
     assert lab.run("up").returncode == 2
     person = lab.terminal()
-    person.answers((r"Approve this\? \[y/N\] ", "n"))
+    person.answers((r"Approve mounts\? \[y/N\] ", "n"))
     assert person.ends() == 2
     assert "No such" in lab.inside("true").stderr
