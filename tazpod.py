@@ -6748,9 +6748,10 @@ def epoch(text: str) -> int | None:
 def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> dict[str, Any]:
     """What the files tell, on either side: what `Facts` is made from."""
     known: dict[str, Any] = {"project": str(config.project), "vault_used": config.ghost_mode}
-    known["vault_open"] = opened if config.ghost_mode else False
+    known["vault_open"] = False
     if not config.ghost_mode:
         return known
+    known["vault_open"] = opened
     if has_sealed(vault):
         info = vault.sealed.lstat()
         known.update(vault_format="unreadable", vault_size=info.st_size, vault_sealed_at=int(info.st_mtime))
@@ -6762,10 +6763,11 @@ def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> dict[str,
         known["vault_lost_since"] = int(vault.marker.stat().st_mtime)
     base = base_of(vault, config)
     if base:
-        stuck = "conflict" in base
-        known.update(remote_state="unknown", remote_bucket=config.aws_bucket, remote_failed=stuck)
+        known.update(remote_state="unknown", remote_bucket=config.aws_bucket)
         known["remote_asked_at"] = epoch(base.get("time", ""))
-        known["remote_reason"] = "another machine has pushed" if stuck else "the container is down"
+        known["remote_reason"] = "the container is down"
+        if "conflict" in base:
+            known.update(remote_failed=True, remote_reason="another machine has pushed")
         with contextlib.suppress(VaultError):
             known["remote_unpushed"] = sealed_digest(vault) not in ("", base.get("digest"))
     return known
@@ -6800,15 +6802,20 @@ def remote_facts(config: Config, vault: Vault, opened: bool) -> dict[str, Any]:
     known: dict[str, Any] = {}
     try:
         storage, expires = storage_of(config, vault), login_expiry(vault)
-        known["identity_kind"] = "vault" if storage.key_id else "none" if storage.profile else "environment"
-        if known["identity_kind"] == "none" and expires is not None:
+        if storage.key_id:
+            known["identity_kind"] = "vault"
+        elif not storage.profile:
+            known["identity_kind"] = "environment"
+        elif expires is not None:
             known.update(identity_kind="login", identity_profile=storage.profile, identity_expires_at=expires)
         if not uses_storage(config, vault):
             return known
         known.update(remote_state="unknown", remote_bucket=config.aws_bucket)
         if not has_credentials(storage, vault):
-            reason, hint = ("there is no login", "tazpod login") if opened else ("the vault is locked", "")
-            return {**known, "remote_failed": opened, "remote_reason": reason, "remote_hint": hint}
+            known["remote_reason"] = "the vault is locked"
+            if opened:
+                known.update(remote_failed=True, remote_reason="there is no login", remote_hint=LOGIN_HINT)
+            return known
         remote = head(storage._replace(limit=ASK_LIMIT))
         state = compare_sides(sealed_digest(vault), base_of(vault, config), remote)
         known.update(remote_state=state, remote_asked_at=int(time.time()), remote_reason="")
@@ -6832,7 +6839,10 @@ def pod_facts(config: Config) -> dict[str, Any]:
     folder = Path(WORKSPACE, ENVELOPE, "run")
     known["vault_sessions"] = live_sessions(folder)
     known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))
-    return {**known, **(open_facts(vault) if opened else {}), **remote_facts(config, vault, opened)}
+    if opened:
+        known.update(open_facts(vault))
+    known.update(remote_facts(config, vault, opened))
+    return known
 
 
 def cmd_pod_status(args: argparse.Namespace) -> int:
@@ -6907,15 +6917,19 @@ def host_facts(config: Config) -> dict[str, Any]:
     container, image = look(config)
     if container and container.running:
         known = told_facts(ask_pod(config, container, STATUS_WORD))
+    elif container and container.in_memory:
+        known = sealed_facts(config, host_vault(config), None)  # nobody can ask a paused one
     else:
-        known = sealed_facts(config, host_vault(config), None if container and container.in_memory else False)
+        known = sealed_facts(config, host_vault(config), False)
     known.update(project=str(config.project), container_name=config.container_name)
-    known["container_state"] = container.status if container else "absent"
-    known["container_image"] = container.image if container else config.image
-    image_id = container.image_id if container else image
-    known["container_image_id"] = image_id.rpartition(":")[2][:12]
+    known.update(container_state="absent", container_image=config.image)
+    if container:
+        known.update(container_state=container.status, container_image=container.image)
+        known["container_drift"] = drift(config, container, image)
+        image = container.image_id
+    known["container_image_id"] = image.rpartition(":")[2][:12]
     known["config_unapproved"] = [change.name for change in read_request(config.project).changes]
-    return {**known, "container_drift": drift(config, container, image) if container else []}
+    return known
 
 
 WAYS_OUT = "tazpod push (it tells the ways out)"
@@ -6928,8 +6942,13 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     nothing = f.vault_used and not f.vault_format and f.vault_open is False
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
     unknown = f.remote_state == "unknown" and f.remote_failed
-    lost = f"; what changed after {utc(f.vault_lost_since)} is lost" if f.vault_lost_since else ""
-    first, older = "tazpod lock, then " if f.vault_open else "", "; ".join(f.container_drift)
+    lost = ""
+    if f.vault_lost_since:
+        lost = f"; what changed after {utc(f.vault_lost_since)} is lost"
+    take = "tazpod pull"
+    if f.vault_open:
+        take = "tazpod lock, then tazpod pull"
+    older = "; ".join(f.container_drift)
     unapproved = f"config.yaml asks for what was not approved: {', '.join(f.config_unapproved)}"
     table = (
         (f.config_unapproved, unapproved, "tazpod trust"),
@@ -6942,7 +6961,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
         (unknown and expires and expires <= now, "the login has expired", "tazpod login"),
-        (f.remote_state == "behind", "the storage holds a vault that is not here", f"{first}tazpod pull"),
+        (f.remote_state == "behind", "the storage holds a vault that is not here", take),
         (f.remote_state == "older", "the storage holds an older vault", WAYS_OUT),
         (f.remote_state == "diverged", "both sides have changed", WAYS_OUT),
         (unknown, f"the storage: {f.remote_reason}", f.remote_hint or "tazpod push"),
@@ -6966,41 +6985,55 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     f = facts
 
     def ago(what: str, moment: int | None) -> str:
-        return f"{what} {span(now - moment)} ago" if moment is not None else ""
+        if moment is None:
+            return ""
+        return f"{what} {span(now - moment)} ago"
 
-    login = f.identity_expires_at or 0
-    left = f"expires in {span(login - now)}" if login > now else ago("expired", f.identity_expires_at)
-    image = f"{f.container_image} ({f.container_image_id})" if f.container_image_id else f.container_image
-    sealed = f"{ago('sealed', f.vault_sealed_at)}, {f.vault_format}, {bytes_text(f.vault_size)}"
-    opened = (
-        f"for {span(now - (f.vault_open_since or now))}",
-        plural(f.vault_sessions, "session"),
-        {None: "changes unknown", True: "unsaved changes", False: "all saved"}[f.vault_unsaved],
-        f"{bytes_text(f.vault_bytes)} of {bytes_text(f.vault_limit)}",
-    )
-    vault = (
-        *(opened if f.vault_open else ()),
-        sealed if f.vault_format else "its file is missing" if f.vault_missing else "never sealed",
-    )
-    worked = ago("last success", f.daemon_success_at)
-    failed = ago(f"last error ({f.daemon_error})", f.daemon_failed_at)
-    open_word = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
-    rows = [
-        ("container", f.container_state, (f.container_name, image)),
-        ("vault", open_word, vault),
-        ("remote", f.remote_state, (f.remote_bucket, f.remote_reason, ago("asked", f.remote_asked_at))),
-        ("identity", f.identity_kind, (f.identity_profile, left)),
-        ("daemon", "running" if f.daemon_running else "not running", (worked, failed)),
+    login = ago("expired", f.identity_expires_at)
+    if (f.identity_expires_at or 0) > now:
+        login = f"expires in {span((f.identity_expires_at or 0) - now)}"
+    image = f.container_image
+    if f.container_image_id:
+        image = f"{image} ({f.container_image_id})"
+    vault = []
+    if f.vault_open:
+        vault = [
+            f"for {span(now - (f.vault_open_since or now))}",
+            plural(f.vault_sessions, "session"),
+            {None: "changes unknown", True: "unsaved changes", False: "all saved"}[f.vault_unsaved],
+            f"{bytes_text(f.vault_bytes)} of {bytes_text(f.vault_limit)}",
+        ]
+    if f.vault_format:
+        vault += [ago("sealed", f.vault_sealed_at), f.vault_format, bytes_text(f.vault_size)]
+    elif f.vault_missing:
+        vault.append("its file is missing")
+    else:
+        vault.append("never sealed")
+    daemon = [
+        ago("last success", f.daemon_success_at),
+        ago(f"last error ({f.daemon_error})", f.daemon_failed_at),
     ]
-    rows = rows[0 if f.container_state else 1 : None if f.vault_used else 1]
+    rows: list[tuple[str, str, Sequence[str]]] = []
+    if f.container_state:
+        rows.append(("container", f.container_state, [f.container_name, image]))
+    if f.vault_used:
+        rows += [
+            ("vault", {None: "unknown", True: "open", False: "locked"}[f.vault_open], vault),
+            ("remote", f.remote_state, [f.remote_bucket, f.remote_reason, ago("asked", f.remote_asked_at)]),
+            ("identity", f.identity_kind, [f.identity_profile, login]),
+            ("daemon", {True: "running", False: "not running"}[f.daemon_running], daemon),
+        ]
     wide = max((len(state) for _, state, _ in rows), default=0)
-    lines = (f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, more))}" for name, state, more in rows)
-    return [text.rstrip() for text in lines]
+    return [
+        f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, more))}".rstrip() for name, state, more in rows
+    ]
 
 
 def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The facts for programs, grouped by what they are about."""
-    found: dict[str, Any] = {"well": not wrong, "next": wrong[0][1] if wrong else ""}
+    found: dict[str, Any] = {"well": not wrong, "next": ""}
+    if wrong:
+        found["next"] = wrong[0][1]
     found["troubles"] = [what for what, _ in wrong]
     for name, value in facts._asdict().items():
         group, _, leaf = name.partition("_")
@@ -7025,7 +7058,9 @@ def cmd_status(args: argparse.Namespace) -> int:
         emit(*status_lines(facts, now))
         if wrong:
             emit(f"next: {wrong[0][1]}  ({wrong[0][0]})")
-    return UNWELL if wrong else OK
+    if wrong:
+        return UNWELL
+    return OK
 
 
 # -- doctor
@@ -7046,7 +7081,9 @@ CHECK_LIMIT = 100  # checks of the container that are shown
 
 def check(name: str, good: object, what: str, fix: str, bad: str = "failure") -> Check:
     """A check that is ok when it is `good`."""
-    return Check("ok", name, what) if good else Check(bad, name, what, fix)
+    if good:
+        return Check("ok", name, what)
+    return Check(bad, name, what, fix)
 
 
 def check_engine(config: Config) -> Iterator[Check]:
@@ -7058,20 +7095,26 @@ def check_engine(config: Config) -> Iterator[Check]:
         fix = "set the clock of the engine's machine: logins and the storage need it"
         yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
     container, image = look(config)
-    what = f"{config.image} is {'here' if image else 'not here'}"
+    what = f"{config.image} is here"
+    if not image:
+        what = f"{config.image} is not here"
     yield check("image", image, what, "tazpod pull image", "advice")
-    old = drift(config, container, image) if container else []
-    narrow = [what for what in old if what.startswith("the network")]
+    old: list[str] = []
+    if container:
+        old = drift(config, container, image)
     mtu = f"the way to the internet takes {route_mtu() or 'an unknown number of'} bytes"
-    yield check("MTU", not narrow, narrow[0] if narrow else mtu, "tazpod up --recreate")
+    narrow = [what for what in old if what.startswith("the network")]
+    yield check("MTU", not narrow, [*narrow, mtu][0], "tazpod up --recreate")
     for what in old:
         if what not in narrow:
             yield Check("advice", "container", f"it is older than {what}", "tazpod up --recreate")
     if container and container.running:
         yield from told_checks(ask_pod(config, container, DOCTOR_WORD))
-    else:
-        what = f"it {'does not run' if container else 'is not there'}, so nothing in it was checked"
-        yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
+        return
+    what = "it is not there, so nothing in it was checked"
+    if container:
+        what = "it does not run, so nothing in it was checked"
+    yield Check("advice", "container", what, "tazpod up, then tazpod doctor")
 
 
 def engine_facts(config: Config) -> tuple[str, str]:
@@ -7085,10 +7128,11 @@ def engine_facts(config: Config) -> tuple[str, str]:
             info.get("SystemTime")
         )
     try:
-        version, rootless = info["version"]["Version"], info["host"]["security"]["rootless"]
+        version = info["version"]["Version"]
+        rights = {True: "without root", False: "as root"}[info["host"]["security"]["rootless"]]
     except (LookupError, TypeError):
         raise engine_error(result) from None
-    return f"Podman {version}, {'without' if rootless else 'as'} root", ""
+    return f"Podman {version}, {rights}", ""
 
 
 def told_checks(told: Any) -> Iterator[Check]:
@@ -7107,29 +7151,47 @@ def told_checks(told: Any) -> Iterator[Check]:
 
 def check_files(config: Config) -> Iterator[Check]:
     """Owners and modes in the envelope, ~/.ssh, and space."""
-    envelope, vault = config.project / ENVELOPE, host_vault(config)
-    owner, wrong = os.stat(config.project), False
     refuse_links(config)  # whoever mended what lies behind one would mend another's files
-    for path in (envelope, *envelope.iterdir(), *vault.folder.rglob("*")):
-        private = path in (envelope, vault.folder, config.run_folder) or vault.folder in path.parents
-        info, name = path.lstat(), str(path.relative_to(config.project))
-        if info.st_uid != owner.st_uid:
-            # Of the whole envelope: on the way to one file a folder could be exchanged for a link.
-            wrong, fix = True, f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {quoted(str(envelope))}"
-            what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
-            yield Check("failure", "files", what, fix)
-        if private and stat.S_IMODE(info.st_mode) & 0o077 and not path.is_symlink():
-            wrong, mode = True, 700 if path.is_dir() else 600
-            bad = "advice" if path == envelope else "failure"
-            what = f"{name}: mode {stat.S_IMODE(info.st_mode):04o}, others may read it"
-            yield Check(bad, "files", what, f"chmod {mode} {quoted(str(path))}")
-    if not wrong:
+    wrong = list(check_owners(config))
+    if wrong:
+        yield from wrong
+    else:
         yield Check("ok", "files", "owners and modes in .tazpod are right")
     ssh = home_folder() / ".ssh"
-    loose = ssh.is_dir() and ssh.stat().st_mode & 0o022
-    what = "others may write to it" if loose else "is private" if ssh.is_dir() else "is made by the next up"
+    loose = 0
+    what = "is made by the next up"
+    if ssh.is_dir():
+        loose = ssh.stat().st_mode & 0o022
+        what = "is private"
+    if loose:
+        what = "others may write to it"
     yield check("~/.ssh", not loose, what, f"chmod 700 {quoted(str(ssh))}")
     yield check_space("disk", config.project, 2 * bytes_of(config.vault_size))
+
+
+def check_owners(config: Config) -> Iterator[Check]:
+    """What in the envelope belongs to somebody else, or may be read by others."""
+    envelope = config.project / ENVELOPE
+    vault = host_vault(config).folder
+    owner = os.stat(config.project)
+    for path in (envelope, *envelope.iterdir(), *vault.rglob("*")):
+        info = path.lstat()
+        name = path.relative_to(config.project)
+        if info.st_uid != owner.st_uid:
+            what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
+            # Of the whole envelope: on the way to one file a folder could be exchanged for a link.
+            fix = f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {quoted(str(envelope))}"
+            yield Check("failure", "files", what, fix)
+        mode = stat.S_IMODE(info.st_mode)
+        private = path in (envelope, vault, config.run_folder) or vault in path.parents
+        if private and mode & 0o077 and not path.is_symlink():
+            level = "failure"
+            if path == envelope:
+                level = "advice"
+            fix = f"chmod 600 {quoted(str(path))}"
+            if path.is_dir():
+                fix = f"chmod 700 {quoted(str(path))}"
+            yield Check(level, "files", f"{name}: mode {mode:04o}, others may read it", fix)
 
 
 def bytes_of(size: str) -> int:
@@ -7152,23 +7214,32 @@ VERSION_WORD = {"openssl": "version", "ssh": "-V"}
 def check_pod() -> Iterator[Check]:
     """Each program, RAM for the vault, what the AWS CLI can do, space: inside the container."""
     for name in PROGRAMS:
-        needed = name in POD_PROGRAMS
         try:
-            if name == "aws":
-                result = ask_aws("--version")
-            else:
-                result = capture([name, VERSION_WORD.get(name, "--version")], limit=30)
-            said = (result.out.decode(errors="replace") or result.err).strip().splitlines()
-            version = re.sub(r" \([^)]*\)$", "", said[0]) if said else "says nothing of its version"
-            yield Check("ok", name, version)
+            yield Check("ok", name, version_of(name))
         except MissingProgram:
-            use = "the vault needs it" if needed else "part of TazPod works without"
+            level = "advice"
+            use = "part of TazPod works without"
+            if name in POD_PROGRAMS:
+                level = "failure"
+                use = "the vault needs it"
             fix = "use an image built from Dockerfile.ai, or add it to yours, then tazpod up --recreate"
-            yield Check("failure" if needed else "advice", name, f"is not in the image: {use}", fix)
+            yield Check(level, name, f"is not in the image: {use}", fix)
     for group in (check_ram, check_aws):
         with contextlib.suppress(MissingProgram):  # it was named above
             yield from group()
     yield check_space("space", Path("/tmp"), 64 << 20)
+
+
+def version_of(name: str) -> str:
+    """What a program says of its version."""
+    if name == "aws":
+        result = ask_aws("--version")
+    else:
+        result = capture([name, VERSION_WORD.get(name, "--version")], limit=30)
+    said = (result.out.decode(errors="replace") or result.err).strip().splitlines()
+    if not said:
+        return "says nothing of its version"
+    return re.sub(r" \([^)]*\)$", "", said[0])
 
 
 def check_ram() -> Iterator[Check]:
@@ -7181,20 +7252,22 @@ def check_ram() -> Iterator[Check]:
         done = kept
         if kept.code != 0:
             done = change_mounts(tmpfs_argv(place, "64k", ""))
-        why = "can be mounted" if done.code == 0 else f"cannot be mounted: {done.reason}"
-        fix = "tazpod up --recreate: the container needs SYS_ADMIN"
-        yield check("tmpfs", done.code == 0, why, fix)
         if done.code == 0:
             try_unmount(place)
+            yield Check("ok", "tmpfs", "can be mounted")
+        else:
+            fix = "tazpod up --recreate: the container needs SYS_ADMIN"
+            yield Check("failure", "tmpfs", f"cannot be mounted: {done.reason}", fix)
     finally:
         place.rmdir()
-    swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
+    swap = "off"
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        swap = "on"
     knows = "the kernel knows noswap"
     if kept.code != 0:
         knows = noswap_refused()
-    what = f"is {'on' if swap else 'off'}; {knows}"
     fix = "turn swap off, or encrypt it: an open vault may be written there"
-    yield check("swap", not swap or kept.code == 0, what, fix, "advice")
+    yield check("swap", swap == "off" or kept.code == 0, f"is {swap}; {knows}", fix, "advice")
 
 
 def check_aws() -> Iterator[Check]:
@@ -7205,9 +7278,11 @@ def check_aws() -> Iterator[Check]:
         ([*login_argvs("x")[1], DEVICE_CODE], DEVICE_CODE, "login by a code"),
     ):
         result = ask_aws(*argv[1:], "--tazpod-probe")
-        knows = "--tazpod-probe" in result.err and not re.search(f"Unknown options:.*{flag}", result.err)
-        fix = "use an image with version 2.23 of the AWS CLI, or a later one"
-        yield check("aws", knows, f"{'knows' if knows else 'does not know'} {use}", fix, "advice")
+        if "--tazpod-probe" in result.err and not re.search(f"Unknown options:.*{flag}", result.err):
+            yield Check("ok", "aws", f"knows {use}")
+        else:
+            fix = "use an image with version 2.23 of the AWS CLI, or a later one"
+            yield Check("advice", "aws", f"does not know {use}", fix)
 
 
 def cmd_pod_doctor(args: argparse.Namespace) -> int:
@@ -7219,31 +7294,46 @@ def cmd_pod_doctor(args: argparse.Namespace) -> int:
 def cmd_doctor(args: argparse.Namespace) -> int:
     """check engine, image, network, files and container; tell what to mend, and how"""
     project = project_folder()
-    config, path, found = Config(project, legal_name(project.name)), project / CONFIG_PATH, []
+    config = Config(project, legal_name(project.name))
+    found: list[Check] = []
     try:
         request = read_request(project)
         config = request.config
-        found += [Check("advice", "config", line, "edit it") for line in request.warnings]
+        found += [Check("advice", "config", text, "edit it") for text in request.warnings]
         found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
         if not in_pod():
-            names = ", ".join(change.name for change in request.changes)
-            what = f"it asks for what was not approved: {names}" if names else "all of it is approved"
-            found.append(check("config", not names, what, "tazpod trust"))
+            found.append(check_approval(request))
             owners_of(project)
     except (TazpodError, OSError) as error:
-        found.append(Check("failure", "config", str(error), getattr(error, "hint", "") or f"edit {path}"))
-    inside: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (("pod", check_pod),)
-    outside = (("files", partial(check_files, config)), ("engine", partial(check_engine, config)))
-    for name, group in inside if in_pod() else outside:
+        found.append(failed_check("config", error, f"edit {project / CONFIG_PATH}"))
+    groups: dict[str, Callable[[], Iterator[Check]]] = {"pod": check_pod}
+    if not in_pod():
+        groups = {"files": partial(check_files, config), "engine": partial(check_engine, config)}
+    for name, group in groups.items():
         try:
             found.extend(group())
         except (TazpodError, OSError) as error:
-            found.append(Check("failure", name, str(error), getattr(error, "hint", "") or "see --debug"))
+            found.append(failed_check(name, error, "see --debug"))
     if args.json:
         emit_json([item._asdict() for item in found])
     else:
         emit(*doctor_lines(found))
-    return UNWELL if any(item.level == "failure" for item in found) else OK
+    if any(item.level == "failure" for item in found):
+        return UNWELL
+    return OK
+
+
+def check_approval(request: Request) -> Check:
+    """Whether the settings are those that were approved."""
+    names = ", ".join(change.name for change in request.changes)
+    if not names:
+        return Check("ok", "config", "all of it is approved")
+    return Check("failure", "config", f"it asks for what was not approved: {names}", "tazpod trust")
+
+
+def failed_check(name: str, error: Exception, fix: str) -> Check:
+    """What stopped a group of checks; an error of ours brings its own hint."""
+    return Check("failure", name, str(error), getattr(error, "hint", "") or fix)
 
 
 def doctor_lines(found: Sequence[Check]) -> list[str]:
@@ -7251,10 +7341,12 @@ def doctor_lines(found: Sequence[Check]) -> list[str]:
     lines = []
     for level in LEVELS:
         chosen = [item for item in found if item.level == level]
-        lines += ["", "Advice"] if chosen and level == "advice" else []
+        if chosen and level == "advice":
+            lines += ["", "Advice"]
         for item in chosen:
             lines.append(f"{level:<7}  {item.name:<10}  {item.what}")
-            lines += [f"{'':<21}fix: {item.fix}"] if item.fix else []
+            if item.fix:
+                lines.append(f"{'':<21}fix: {item.fix}")
     return lines
 
 
