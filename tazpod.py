@@ -6980,53 +6980,62 @@ def span(seconds: float) -> str:
     return plural(max(0, int(seconds)), "second")
 
 
+def ago(what: str, moment: int | None, now: float) -> str:
+    """What happened, and how long ago; nothing when it never did."""
+    if moment is None:
+        return ""
+    return f"{what} {span(now - moment)} ago"
+
+
+def vault_words(facts: Facts, now: float) -> list[str]:
+    """What there is to know of the vault besides whether it is open."""
+    words = []
+    if facts.vault_open:
+        words = [
+            f"for {span(now - (facts.vault_open_since or now))}",
+            plural(facts.vault_sessions, "session"),
+            {None: "changes unknown", True: "unsaved changes", False: "all saved"}[facts.vault_unsaved],
+            f"{bytes_text(facts.vault_bytes)} of {bytes_text(facts.vault_limit)}",
+        ]
+    if facts.vault_format:
+        words.append(ago("sealed", facts.vault_sealed_at, now))
+        words += [facts.vault_format, bytes_text(facts.vault_size)]
+    elif facts.vault_missing:
+        words.append("its file is missing")
+    else:
+        words.append("never sealed")
+    return words
+
+
 def status_lines(facts: Facts, now: float) -> list[str]:
     """The facts for people: what, its state, what else there is to know."""
     f = facts
-
-    def ago(what: str, moment: int | None) -> str:
-        if moment is None:
-            return ""
-        return f"{what} {span(now - moment)} ago"
-
-    login = ago("expired", f.identity_expires_at)
+    login = ago("expired", f.identity_expires_at, now)
     if (f.identity_expires_at or 0) > now:
         login = f"expires in {span((f.identity_expires_at or 0) - now)}"
     image = f.container_image
     if f.container_image_id:
         image = f"{image} ({f.container_image_id})"
-    vault = []
-    if f.vault_open:
-        vault = [
-            f"for {span(now - (f.vault_open_since or now))}",
-            plural(f.vault_sessions, "session"),
-            {None: "changes unknown", True: "unsaved changes", False: "all saved"}[f.vault_unsaved],
-            f"{bytes_text(f.vault_bytes)} of {bytes_text(f.vault_limit)}",
-        ]
-    if f.vault_format:
-        vault += [ago("sealed", f.vault_sealed_at), f.vault_format, bytes_text(f.vault_size)]
-    elif f.vault_missing:
-        vault.append("its file is missing")
-    else:
-        vault.append("never sealed")
-    daemon = [
-        ago("last success", f.daemon_success_at),
-        ago(f"last error ({f.daemon_error})", f.daemon_failed_at),
-    ]
+    asked = ago("asked", f.remote_asked_at, now)
+    worked = ago("last success", f.daemon_success_at, now)
+    failed = ago(f"last error ({f.daemon_error})", f.daemon_failed_at, now)
     rows: list[tuple[str, str, Sequence[str]]] = []
     if f.container_state:
         rows.append(("container", f.container_state, [f.container_name, image]))
     if f.vault_used:
+        opened = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
+        running = {True: "running", False: "not running"}[f.daemon_running]
         rows += [
-            ("vault", {None: "unknown", True: "open", False: "locked"}[f.vault_open], vault),
-            ("remote", f.remote_state, [f.remote_bucket, f.remote_reason, ago("asked", f.remote_asked_at)]),
+            ("vault", opened, vault_words(f, now)),
+            ("remote", f.remote_state, [f.remote_bucket, f.remote_reason, asked]),
             ("identity", f.identity_kind, [f.identity_profile, login]),
-            ("daemon", {True: "running", False: "not running"}[f.daemon_running], daemon),
+            ("daemon", running, [worked, failed]),
         ]
     wide = max((len(state) for _, state, _ in rows), default=0)
-    return [
-        f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, more))}".rstrip() for name, state, more in rows
-    ]
+    lines = []
+    for name, state, words in rows:
+        lines.append(f"{name:<9}  {state:<{wide}}  {', '.join(filter(None, words))}".rstrip())
+    return lines
 
 
 def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -7213,20 +7222,24 @@ VERSION_WORD = {"openssl": "version", "ssh": "-V"}
 
 def check_pod() -> Iterator[Check]:
     """Each program, RAM for the vault, what the AWS CLI can do, space: inside the container."""
+    import shutil
+
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
     for name in PROGRAMS:
-        try:
+        if name not in missing:
             yield Check("ok", name, version_of(name))
-        except MissingProgram:
-            level = "advice"
-            use = "part of TazPod works without"
-            if name in POD_PROGRAMS:
-                level = "failure"
-                use = "the vault needs it"
-            fix = "use an image built from Dockerfile.ai, or add it to yours, then tazpod up --recreate"
-            yield Check(level, name, f"is not in the image: {use}", fix)
-    for group in (check_ram, check_aws):
-        with contextlib.suppress(MissingProgram):  # it was named above
-            yield from group()
+            continue
+        level = "advice"
+        use = "part of TazPod works without"
+        if name in POD_PROGRAMS:
+            level = "failure"
+            use = "the vault needs it"
+        fix = "use an image built from Dockerfile.ai, or add it to yours, then tazpod up --recreate"
+        yield Check(level, name, f"is not in the image: {use}", fix)
+    with contextlib.suppress(MissingProgram):  # it was named above
+        yield from check_ram()
+    if "aws" not in missing:
+        yield from check_aws()
     yield check_space("space", Path("/tmp"), 64 << 20)
 
 

@@ -424,5 +424,5 @@ def test_doctor_of_an_image_that_lacks_a_program(place: Place) -> None:
     assert "lacks what the vault needs: openssl" in place.run("up").stderr
     status, found = doctor(place)
     assert status == tazpod.UNWELL
-    assert [item["name"] for item in found["failure"]] == ["openssl"]
+    assert [item["name"] for item in found["failure"]] == ["openssl"], found["failure"]
     assert [item["name"] for item in found["advice"]] == ["aws"]
