@@ -4758,7 +4758,9 @@ def plan_entry(state: State) -> tuple[str, ...]:
         return (SHELL,)
     if state.open:
         return (SHELL, LEAVE)
-    return (UNLOCK if state.sealed else BOOTSTRAP, SHELL, LEAVE)
+    if state.sealed:
+        return (UNLOCK, SHELL, LEAVE)
+    return (BOOTSTRAP, SHELL, LEAVE)
 
 
 def host_vault(config: Config) -> Vault:
@@ -4814,8 +4816,11 @@ class Session:
     """One host side: its lease, locked as long as this process lives."""
 
     def __init__(self, folder: Path, told: bytes) -> None:
-        self.folder, self.id, self.told = folder, random_hex(8), told
-        self.kind, self.fd = LEASE, -1  # no descriptor: the disk is read-only
+        self.folder = folder
+        self.id = random_hex(8)
+        self.told = told  # of the terminal, for the shell
+        self.kind = LEASE
+        self.fd = -1  # of the lease; none on a disk that is read-only
         self.claim = b""  # what the shell wrote when it claimed this session
         try:
             self.make()
@@ -4887,7 +4892,9 @@ class Session:
 def open_session(config: Config) -> Session:
     """A session of this process, with what its shell is to know of this terminal."""
     told = {key: os.environ.get(key, "") for key in SESSION_VARIABLES}
-    told["SSH_AUTH_SOCK"] = POD_AGENT if config.ssh_agent else ""
+    told["SSH_AUTH_SOCK"] = ""
+    if config.ssh_agent:
+        told["SSH_AUTH_SOCK"] = POD_AGENT
     lines = [f"{key}={value}\n" for key, value in told.items() if SESSION_VALUE.fullmatch(value)]
     session = Session(config.run_folder, "".join(lines).encode())
     if config.ssh_agent:
@@ -4929,7 +4936,9 @@ def relay_agent(place: Path) -> None:
             server = socketserver.ThreadingUnixStreamServer(address, Relay)
         server.daemon_threads = True
     except OSError as error:  # a path that is too long for a socket has no strerror
-        reason = error.strerror or error if agent else "SSH_AUTH_SOCK is not set"
+        reason = error.strerror or error
+        if not agent:
+            reason = "SSH_AUTH_SOCK is not set"
         warn(f"no ssh agent for the container: {reason}")
         return
     threading.Thread(target=server.serve_forever, args=(3600.0,), daemon=True).start()
@@ -4983,30 +4992,29 @@ def sessions(folder: Path) -> dict[str, Path]:
     return found
 
 
+def kind_of(lease: Path) -> SessionKind:
+    """What the state of a session means."""
+    return SESSION_KINDS[lease.suffix[1:]]
+
+
 def dead_sessions(folder: Path) -> list[Path]:
     """The leases of sessions after whose death the vault has not been locked yet."""
-    found = []
-    for path in sessions(folder).values():
-        if SESSION_KINDS[path.suffix[1:]].lock_follows and not is_alive(path):
-            found.append(path)
-    return found
+    leases = sessions(folder).values()
+    return [lease for lease in leases if kind_of(lease).lock_follows and not is_alive(lease)]
 
 
 def live_sessions(folder: Path) -> int:
     """How many sessions use the vault."""
-    alive = 0
-    for path in sessions(folder).values():
-        if SESSION_KINDS[path.suffix[1:]].uses_vault and is_alive(path):
-            alive += 1
-    return alive
+    leases = sessions(folder).values()
+    return sum(1 for lease in leases if kind_of(lease).uses_vault and is_alive(lease))
 
 
 def ensure_guard(config: Config) -> bool:
-    """Start the guard in the container where none holds its lock; whether one is there or was started."""
+    """Start the guard in the container where none holds its lock; whether one was there already."""
     if is_alive(config.run_folder / GUARD_LOCK):
         return True
     with contextlib.suppress(TazpodError):
-        return act(guard_argv(config)).code == 0
+        act(guard_argv(config), limit=ASK_LIMIT)
     return False
 
 
@@ -5022,7 +5030,10 @@ def watching(config: Config, session: Session) -> Iterator[None]:
         while not over.wait(pause):
             with contextlib.suppress(OSError):
                 session.restore()
-            pause = WATCH_PAUSE if ensure_guard(config) else min(pause * 2, 60.0)
+            if ensure_guard(config):
+                pause = WATCH_PAUSE
+            else:  # longer each time, should none be seen to come
+                pause = min(pause * 2, 60.0)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -5319,7 +5330,9 @@ def rehearse_in_pod(config: Config, words: Sequence[str]) -> int:
     container = find_container(config)
     if container is None or not container.running or not is_installed(config, container):
         return OK
-    flags = ["--dry-run", "--yes"] if OPTIONS.yes else ["--dry-run"]
+    flags = ["--dry-run"]
+    if OPTIONS.yes:
+        flags.append("--yes")
     result = capture(exec_argv(config, ["tazpod", *flags, *words], terminal=False))
     for text in result.out.decode(errors="replace").splitlines():
         emit(text)
@@ -5369,7 +5382,9 @@ def open_shell(config: Config, session: Session) -> int:
             starting.close()
 
         terminal = all_terminal()
-        env = docker_settings(config) if terminal else None
+        env = None
+        if terminal:
+            env = docker_settings(config)
         with watching(config, session):
             return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
 
@@ -5439,7 +5454,9 @@ def enter(config: Config) -> int:
     # Before the look: whoever locks just now counts this session, or it sees that the vault is locked.
     session = open_session(config)
     steps: tuple[str, ...] = ()
-    code, interrupted, left = FAILED, True, True
+    code = FAILED
+    interrupted = True
+    left = True
     try:
         steps = plan_entry(observe(config, container))
         left = LEAVE not in steps
@@ -5453,8 +5470,8 @@ def enter(config: Config) -> int:
             ensure_guard(config)  # else the unlock has started one
         code = open_shell(config, session)
         interrupted = False
-        if left:
-            tell_gone(config, code)
+        if left and code in EXEC_CUT:
+            tell_gone(config)
     finally:
         try:
             if not left:
@@ -5481,37 +5498,43 @@ def leave_and_tell(config: Config, session: Session, interrupted: bool, code: in
 
     Gives the status to exit with, and whether the vault needs nothing more: else the guard goes on.
     """
-    left = leave(config, session, interrupted)
-    if left == 0:
+    if leave(config, session, interrupted) == 0:
         return code, True
-    if tell_gone(config, 255):
+    if tell_gone(config):
         return code or FAILED, True
-    if not vault_is_open(config, strict=False):  # the container was down in between: lock tells what is lost
-        left = leave(config, session, interrupted)
-        if left == 0:
-            return code, True
+    # A container that was down just now may be back without its vault: this lock tells what is lost.
+    if not vault_is_open(config, strict=False) and leave(config, session, interrupted) == 0:
+        return code, True
     hint = "see above; it is tried again until it is done: tazpod status"
     complain(VaultError("the vault was not locked", hint))
     return code or FAILED, False
 
 
-def tell_gone(config: Config, code: int) -> bool:
-    """After an exec that ended with this status: whether the container has gone; that is said."""
-    if code not in (137, 255):  # what docker gives when the container, or the engine, dies
-        return False
-    lost = ""
-    with contextlib.suppress(OSError):  # whoever takes a container down in good order locks first
-        when = utc(host_vault(config).marker.stat().st_mtime)
-        lost = f"; what changed in the open vault after {when} is lost"
+EXEC_CUT = (137, 255)  # the status of an exec under which the container, or the engine, died
+
+
+def tell_gone(config: Config) -> bool:
+    """Whether the container has gone; that is said, with the time of the last save."""
     try:
         if is_there(config):
             return False
     except TazpodError as error:
-        lost = lost.replace("is lost", "is lost if the container does not survive")
+        lost = lost_text(config)
+        if lost:
+            lost += " if the container does not survive"
         raise TazpodError(f"{error}{lost}", error.hint) from None
     hint = "the sealed vault is untouched: tazpod"
-    complain(TazpodError(f"the container {config.container_name} is gone{lost}", hint))
+    complain(TazpodError(f"the container {config.container_name} is gone{lost_text(config)}", hint))
     return True
+
+
+def lost_text(config: Config) -> str:
+    """What is lost with a container in which the vault was open; nothing of one that was locked."""
+    try:
+        when = host_vault(config).marker.stat().st_mtime
+    except OSError:  # whoever takes a container down in good order locks first
+        return ""
+    return f"; what changed in the open vault after {utc(when)} is lost"
 
 
 def is_there(config: Config) -> bool:
@@ -5522,10 +5545,9 @@ def is_there(config: Config) -> bool:
     container = find_container(config)
     if container is None or not container.in_memory:
         return False
-    return (
-        container.status == "paused"
-        or capture([config.program, "exec", config.container_name, "true"]).code == 0
-    )
+    if container.status == "paused":
+        return True
+    return capture([config.program, "exec", config.container_name, "true"]).code == 0
 
 
 def run_inside(
@@ -5539,7 +5561,8 @@ def run_inside(
     container = ensure_up(config, tell=True)
     shared = config.ghost_mode and live_sessions(config.run_folder) > 0
     session = open_session(config)
-    code, cut = FAILED, True
+    code = FAILED
+    cut = True
     try:
         state = observe(config, container)
         told = passphrase is not None or new
@@ -5561,7 +5584,7 @@ def run_inside(
             session.become(VISIT)
         code = run_claimed(config, session, words, folder)
         cut = code >= 128  # a docker that was ended leaves the command behind
-        if not shared and tell_gone(config, code):
+        if code in EXEC_CUT and not shared and tell_gone(config):
             cut = False
     finally:
         try:
@@ -5576,7 +5599,9 @@ def run_claimed(config: Config, session: Session, words: Sequence[str], folder: 
     """Run a command that ties itself to this session; its exit status."""
     claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.{CLAIM_KIND}"
     terminal = all_terminal()
-    env = docker_settings(config) if terminal else None
+    env = None
+    if terminal:
+        env = docker_settings(config)
     with watching(config, session):
         return run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
 
@@ -5592,6 +5617,18 @@ def leave_after_run(config: Config, session: Session, code: int, cut: bool) -> t
 
 
 # ── 9. guard ──────────────────────────────────────────────────────────────────────────────
+#
+# From the end of a session to the locked vault there are two ways.
+#
+# A host side that lives, also one that was told to end: enter, leave_and_tell, leave.  That runs
+# `tazpod lock --leaving ID` in the pod: cmd_lock, save_and_lock, end_dead_sessions (marks its own lease as
+# LEAVING and counts the others), save, lock.  Then Session.close takes the session's files away.  When
+# the lock fails, the lease stays, free to be locked by anybody, and the second way begins.
+#
+# A host side that is dead: the kernel frees the lock on its lease.  guard, look_after, end_dead_sessions
+# finds the lease, and hang_up ends the shell that claimed it.  When no other session lives, look_after
+# starts `tazpod lock --leaving=guard`, which is save_and_lock as above.  The lease stays until a look finds
+# the vault locked (rest, forget): a lock that failed, or a guard that was killed, is followed by another.
 
 
 class Shell(NamedTuple):
@@ -5606,7 +5643,9 @@ def parse_shell(text: str) -> Shell | None:
     left, _, right = text.rpartition(")")
     fields = right.split()
     number = left.partition(" ")[0]
-    return Shell(int(number), fields[19]) if number.isdigit() and len(fields) > 19 else None
+    if not number.isdigit() or len(fields) < 20:
+        return None
+    return Shell(int(number), fields[19])
 
 
 def shell_of(folder: Path, session: str) -> Shell | None:
@@ -5638,19 +5677,20 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[list[Path], int]
     sees that the other is going.  A dead lease stays until the vault is locked or somebody else
     uses it (see `forget`): whoever looks next sees that a lock is due, also after a guard was killed.
     """
-    dead, alive = [], 0
+    dead = []
+    alive = 0
     path = sessions(folder).get(leaving)
     if path:
         with contextlib.suppress(OSError):
             rename_file(path, f"{leaving}.{LEAVING}")
         hang_up(folder, leaving)
     for name, path in sessions(folder).items():
-        kind = SESSION_KINDS[path.suffix[1:]]
         if is_alive(path):
-            alive += kind.uses_vault
+            if kind_of(path).uses_vault:
+                alive += 1
             continue
         hang_up(folder, name)
-        if kind.lock_follows:
+        if kind_of(path).lock_follows:
             dead.append(path)
         else:
             forget([path])
@@ -5674,7 +5714,9 @@ def terminal_of(pid: int) -> Path:
     """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     device = int(fields[4])
-    return Path(f"/dev/pts/{os.minor(device)}" if os.major(device) == 136 else f"/proc/{pid}/fd/0")
+    if os.major(device) == 136:
+        return Path(f"/dev/pts/{os.minor(device)}")
+    return Path(f"/proc/{pid}/fd/0")
 
 
 def last_sign_of_life(vault: Vault, folder: Path) -> float:
@@ -5699,7 +5741,9 @@ class Task:
     """
 
     def __init__(self, word: str, every: float, longest: float) -> None:
-        self.word, self.every, self.longest = word, every, longest
+        self.word = word
+        self.every = every
+        self.longest = longest
         self.process: Any = None
         self.talk = -1  # the descriptor into which it speaks
         self.started = 0.0
@@ -5710,10 +5754,11 @@ class Task:
         """Start it; its pause counts from now on, should it not even start."""
         self.started = time.monotonic()
         self._wait_longer()
+        argv = [POD_LAUNCHER, self.word, *options]
         self.talk = memory_file()
         try:
             with open(os.devnull, "r+b") as nothing:
-                argv, fd = [POD_LAUNCHER, self.word, *options], nothing.fileno()
+                fd = nothing.fileno()
                 self.process = spawn(argv, stdin=fd, stdout=fd, stderr=self.talk)
         except TazpodError:
             os.close(self.talk)
@@ -5723,7 +5768,8 @@ class Task:
         """Whether it has just succeeded; how it ended is logged."""
         if self.process is None:
             return False
-        code, passed = self.process.poll(), time.monotonic() - self.started
+        code = self.process.poll()
+        passed = time.monotonic() - self.started
         if code is None:
             if passed > 2 * TRANSFER_LIMIT:
                 self.process.kill()
@@ -5732,15 +5778,15 @@ class Task:
         os.close(self.talk)
         self.process = None
         said = " / ".join(line.strip() for line in result.err.splitlines())
-        if code == 0:
-            log.info("%s: status 0 in %.1f s: %s", self.word, passed, said)
-            self.pause = 0.0
-            self.due = time.monotonic() + self.every
-            return True
-        log.error("%s: status %d in %.1f s: %s", self.word, code, passed, said)
-        note_guard(failed=int(time.time()), error=f"{self.word}: {result.reason}")
-        self.due = time.monotonic() + self.pause
-        return False
+        if code != 0:
+            log.error("%s: status %d in %.1f s: %s", self.word, code, passed, said)
+            note_guard(failed=int(time.time()), error=f"{self.word}: {result.reason}")
+            self.due = time.monotonic() + self.pause
+            return False
+        log.info("%s: status 0 in %.1f s: %s", self.word, passed, said)
+        self.pause = 0.0
+        self.due = time.monotonic() + self.every
+        return True
 
     def _wait_longer(self) -> None:
         self.pause = min(max(self.pause * 2, 1.0), self.longest)
@@ -5772,7 +5818,9 @@ def guard_notes() -> dict[str, Any]:
         notes = json.loads(read_shared(Path(GUARD_NOTES)))
     except (OSError, ValueError, RecursionError):
         return {}
-    return notes if isinstance(notes, dict) else {}
+    if not isinstance(notes, dict):
+        return {}
+    return notes
 
 
 def note_guard(**facts: object) -> None:
@@ -5795,9 +5843,12 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
     idle = time.time() - last_sign_of_life(vault, folder)
     overdue = config.vault_autolock and idle > config.vault_autolock * 60
     if overdue or (dead and not alive):
-        if time.monotonic() >= watch.lock.due:
-            # The session's lock pushes as well, as the last session would have done.
-            watch.lock.start(*([] if overdue else [f"--leaving={GUARD}"]))
+        if time.monotonic() < watch.lock.due:
+            return
+        if overdue:
+            watch.lock.start()
+        else:  # which pushes as well, as the last session would have done
+            watch.lock.start(f"--leaving={GUARD}")
     elif config.sync_interval:
         keep_in_step(config, vault, watch, log)
 
@@ -5878,7 +5929,9 @@ def guard_log() -> Any:
     form.converter = time.gmtime
     handler.setFormatter(form)
     log.addHandler(handler)
-    log.setLevel(logging.DEBUG if OPTIONS.debug else logging.INFO)
+    log.setLevel(logging.INFO)
+    if OPTIONS.debug:
+        log.setLevel(logging.DEBUG)
     return log
 
 
@@ -6168,7 +6221,8 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
         passphrase = given_passphrase(args)
         ensure_up(config)
         code = pod_command(config, args.forward, passphrase)
-        tell_gone(config, code)
+        if code in EXEC_CUT:
+            tell_gone(config)
         return code
 
     command.__doc__ = word.__doc__
