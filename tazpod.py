@@ -418,6 +418,7 @@ class Options:
     def __init__(self) -> None:
         # What a dry run has shown counts as done for what comes after it: containers by name.
         self.containers: dict[str, Any] = {}
+        self.mounts: list[Sequence[str]] = []  # the calls of mount and umount
 
 
 OPTIONS = Options()
@@ -852,6 +853,14 @@ def as_root(argv: Sequence[str]) -> list[str]:
     if os.geteuid() == 0:
         return list(argv)
     return ["sudo", "-n", *argv]
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Send a signal to a group of processes; a dry run only shows it."""
+    if OPTIONS.dry_run:
+        show(["kill", f"-{number}", "--", f"-{leader}"])
+    else:
+        os.killpg(leader, number)
 
 
 def memory_file(data: bytes = b"") -> int:
@@ -1503,8 +1512,9 @@ def make_folders(root: Path, name: str) -> bool:
     for part in Path(name).parts:
         place /= part
         with contextlib.suppress(OSError):
-            place.mkdir(mode=0o700)
-        if place.is_symlink() or not place.is_dir():
+            make_folder(place)
+        missing = OPTIONS.dry_run and not os.path.lexists(place)
+        if place.is_symlink() or not (place.is_dir() or missing):
             return False
     return True
 
@@ -1698,6 +1708,63 @@ def remove_folder(path: Path) -> None:
         return
     with folder_at(path.parent) as folder:
         os.rmdir(path.name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def empty_folder(prefix: str) -> Iterator[Path]:
+    """A folder for as long as this lasts, for a program that is to find nothing there."""
+    import tempfile
+
+    if OPTIONS.dry_run:
+        yield Path(tempfile.gettempdir(), f"{prefix}DIR")
+        return
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        yield Path(name)
+
+
+def set_mode(path: Path | int, mode: int) -> None:
+    """Set the mode of a file or folder, by a path where nobody else writes, or by a descriptor."""
+    if not would(f"set the mode of {path} to {mode:04o}"):
+        os.chmod(path, mode)
+
+
+def set_owner(path: Path, uid: int, gid: int) -> None:
+    """Give a file or folder of root's to somebody else, where nobody else writes."""
+    if not would(f"give {path} to user {uid}"):
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, with its times."""
+    import shutil
+
+    if not would(f"write {target}"):
+        shutil.copy2(source, target)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy what a folder holds into another one, links as links."""
+    import shutil
+
+    if not would(f"write {target}"):
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+
+
+def second_name(path: Path, target: Path) -> None:
+    """Give a file a second name; OSError where the file system knows no hard links."""
+    if not would(f"write {target}"):
+        os.link(path, target)
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    """Write over the beginning of a file, which needs no room on a disk that is full."""
+    if would(f"write {path}"):
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, data, 0)
+    finally:
+        os.close(fd)
 
 
 def rename_file(path: Path, name: str) -> Path:
@@ -2941,13 +3008,13 @@ def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> No
         ours = place.is_symlink() and os.readlink(place) == str(target)
         if name not in names:
             if ours:
-                place.unlink()
+                remove_file(place)
         elif not make_folders(envelope, name) and not target.is_dir():
             warn(f"{target.relative_to(WORKSPACE)}: is not a folder, so ~/{name} is not linked to it")
         elif not ours:
             with contextlib.suppress(OSError):
-                if make_folders(home, os.path.dirname(name)):
-                    place.symlink_to(target)
+                if make_folders(home, os.path.dirname(name)) and not os.path.lexists(place):
+                    link_to(place, str(target))
                     continue
             taken.append(f"~/{name}")
     if taken:
@@ -2986,17 +3053,17 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
         prune = ["-path", f"{home}/.ssh", "-prune", "-o"]
         succeed(["find", str(home), "-xdev", *prune, *own], "the home could not be handed over")
     for folder in (home / "secrets", home / ".aws", home / TRANSIT):
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         if not os.path.ismount(folder):
-            os.chown(folder, uid, gid)
+            set_owner(folder, uid, gid)
             # Whoever takes a locked vault for an open one must not write to the container's disk.
-            folder.chmod(0o500 if folder.name == "secrets" else 0o700)
+            set_mode(folder, 0o500 if folder.name == "secrets" else 0o700)
     record = Path(POD_TOOL, "links")
     before = record.read_text().split("\0") if record.exists() else []
     with acting_as(uid, gid):
         link_identity(home, links, before)
         with contextlib.suppress(OSError):  # ssh itself would make it for all to read
-            os.close(os.open(f"{WORKSPACE}/{KNOWN_HOSTS}", os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK, 0o600))
+            os.close(create_file(Path(WORKSPACE, KNOWN_HOSTS)))
     write_whole(record, "\0".join(links).encode())
     ssh_config = Path("/etc/ssh/ssh_config.d/tazpod.conf")
     if ssh_config.parent.is_dir():
@@ -3011,7 +3078,7 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
     found = capture(who).out.decode(errors="replace").strip()
     if os.path.isabs(found) and found != POD_LAUNCHER:
         write_whole(Path(found), Path(POD_LAUNCHER).read_bytes(), 0o755)
-    capture(["python3", "-m", "compileall", "-q", POD_TOOL])
+    act(["python3", "-m", "compileall", "-q", POD_TOOL])
 
 
 def stop_container(config: Config) -> None:
@@ -3080,10 +3147,33 @@ def parse_mountinfo(text: str) -> list[Mount]:
     return mounts
 
 
+def mounts_after(table: Sequence[Mount], argv: Sequence[str]) -> list[Mount]:
+    """The mounts as a call of mount(8) or umount(8) would leave them."""
+    after = list(table)
+    if argv[0] == "umount":
+        for place in argv[1:]:
+            there = [mount for mount in after if mount.point == place]
+            after = [mount for mount in after if mount not in there[-1:]]
+        return after
+    if argv[0] != "mount" or any("remount" in word for word in argv):
+        return after
+    *_, source, point = argv
+    if "tmpfs" in argv:
+        return [*after, Mount(f"0:{9_000_000 + len(after)}", point, "tmpfs")]  # a number that no device has
+    around = [mount for mount in table if f"{source}/".startswith(f"{mount.point.rstrip('/')}/")]
+    shown = max(around, key=lambda mount: len(mount.point))
+    if "--move" in argv:
+        after.remove(shown)
+    return [*after, shown._replace(point=point)]
+
+
 def mount_table() -> list[Mount]:
-    """All mounts that this process sees, the latest last."""
+    """The mounts that this process sees; in a dry run, as what it has shown would have left them."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return parse_mountinfo(file.read())
+        table = parse_mountinfo(file.read())
+    for argv in OPTIONS.mounts:
+        table = mounts_after(table, argv)
+    return table
 
 
 def mounts_at(path: Path) -> list[Mount]:
@@ -3121,8 +3211,10 @@ def in_one_call(commands: Sequence[Sequence[str]]) -> list[str]:
 
 def change_mounts(*commands: Sequence[str]) -> Result:
     """Run commands that change mounts to their end: what came after we had gone, nobody would clean up."""
+    if OPTIONS.dry_run:
+        OPTIONS.mounts += commands
     with uninterrupted():
-        return capture(in_one_call(commands))
+        return act(in_one_call(commands))
 
 
 def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
@@ -3155,6 +3247,8 @@ def mount_ram(place: Path, size: str) -> int:
     if not extra and len(Path("/proc/swaps").read_text().splitlines()) > 1:
         warn(f"{noswap_refused()}: an open vault may be written to swap; turn swap off, or encrypt it")
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if OPTIONS.dry_run:
+        return fd
     mount, device = mounted_at(place), os.fstat(fd).st_dev
     if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs"):
         os.close(fd)
@@ -3167,7 +3261,7 @@ def mount_tmpfs(vault: Vault) -> int:
     for folder in (vault.transit, vault.mount):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise VaultError(f"{folder}: is not a folder")
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         if any(folder.iterdir()):
             raise VaultError(
                 f"{folder}: there are files on the container's disk where only RAM may be",
@@ -3196,7 +3290,7 @@ def set_aside(vault: Vault) -> None:
 
     The freeze is refused when a file is open for writing: its process is named when the vault is destroyed.
     """
-    vault.transit.mkdir(mode=0o700, exist_ok=True)
+    make_folder(vault.transit)
     move_mount(vault.mount, vault.transit, remount_argv(vault.transit, "ro"))
 
 
@@ -3277,7 +3371,7 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
         holders.update({int(pid): str(name) for pid, name in told["held"].items()})
     if left:
         raise VaultError(f"{plain(left[0])} could not be emptied: the vault is not destroyed", "tazpod down")
-    capture(as_root(erase_argvs(place)[1]))
+    act(as_root(erase_argvs(place)[1]))
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
     return holders
@@ -3391,6 +3485,8 @@ _FIXED = 0x10 | 0x20  # immutable, append only
 
 def empty_file(path: Path, device: int, flags: int = 0) -> bool:
     """Truncate a regular file of a device, if one is there; False when this user may not."""
+    if OPTIONS.dry_run:
+        return True
     try:
         seen = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
     except OSError:
@@ -3427,6 +3523,8 @@ def ask_root(device: int, place: Path) -> dict[str, Any]:
     side = f"HOST_CWD={os.environ.get('HOST_CWD', '')}"  # sudo hands no variables down: see `in_pod`
     words = [sys.executable, "-Es", __file__, HOLDERS_WORD, str(device), str(place)]
     result = succeed(as_root(["env", side, *words]), f"{place} could not be emptied")
+    if OPTIONS.dry_run:
+        return {"held": {}, "left": []}
     told: dict[str, Any] = json.loads(result.out)
     return told
 
@@ -3440,7 +3538,7 @@ def check_folder(vault: Vault) -> None:
     try:
         info = os.lstat(folder)
     except FileNotFoundError:
-        folder.mkdir(mode=0o700)
+        make_folder(folder)
         return
     if not stat.S_ISDIR(info.st_mode):
         raise VaultError(f"{folder}: is not a folder (a link is not followed)")
@@ -3450,7 +3548,7 @@ def check_folder(vault: Vault) -> None:
             f"chown -R {os.geteuid()} the folder, on the host",
         )
     if stat.S_IMODE(info.st_mode) != 0o700:
-        folder.chmod(0o700)
+        set_mode(folder, 0o700)
 
 
 @contextlib.contextmanager
@@ -3524,25 +3622,16 @@ def format_name(start: bytes) -> str:
     return "openpgp" if is_native(start) else "go"
 
 
-@contextlib.contextmanager
-def gpg_home() -> Iterator[str]:
-    """An empty folder, for a gpg that is to find nothing of its own."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="tazpod-gpg-") as homedir:
-        yield homedir
-
-
-def gpg_argv(homedir: str, *words: object) -> list[str]:
+def gpg_argv(homedir: Path, *words: object) -> list[str]:
     """What every gpg call begins with, no keyring, no agent, no file of its own, and its words."""
     return [
-        *("gpg", "--batch", "--no-options", "--no-tty", "--homedir", homedir),
+        *("gpg", "--batch", "--no-options", "--no-tty", "--homedir", str(homedir)),
         *("--no-keyring", "--no-random-seed-file", "--no-autostart"),
         *("--pinentry-mode", "loopback", "--no-symkey-cache", *map(str, words)),
     ]
 
 
-def encrypt_argv(homedir: str, fd: object) -> list[str]:
+def encrypt_argv(homedir: Path, fd: object) -> list[str]:
     """gpg(1) that seals: AES-256, the slowest key stretching it has, no compression of its own."""
     return gpg_argv(
         *(homedir, "--passphrase-fd", fd, "--rfc4880", "--symmetric", "--cipher-algo", "AES256"),
@@ -3551,7 +3640,7 @@ def encrypt_argv(homedir: str, fd: object) -> list[str]:
     )
 
 
-def decrypt_argv(homedir: str, fd: object, status_fd: object) -> list[str]:
+def decrypt_argv(homedir: Path, fd: object, status_fd: object) -> list[str]:
     """gpg(1) that unseals."""
     return gpg_argv(homedir, "--passphrase-fd", fd, "--status-fd", status_fd, "--decrypt")
 
@@ -3619,7 +3708,7 @@ def cms_wrap_argv() -> list[str]:
 
 def _cms_open(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
     """The plaintext, once openssl has accepted the tag: it writes every byte *before* it checks."""
-    done = capture(cms_decrypt_argv(), _cms_message(_cms_wrap(key), nonce, ciphertext, tag))
+    done = act(cms_decrypt_argv(), _cms_message(_cms_wrap(key), nonce, ciphertext, tag))
     # A tag that does not fit is openssl's one silent failure: the whole text has come out, then status 4
     # with nothing from its error queue.  Whatever else goes wrong leaves an error line there.
     all_came_out = 0 < len(ciphertext) == len(done.out)
@@ -3652,11 +3741,13 @@ def _cms_wrap(key: bytes) -> bytes:
 
 
 def _cms_cbc(data: bytes) -> bytes:
-    return _openssl_output(capture(cms_wrap_argv(), data), len(data))
+    return _openssl_output(act(cms_wrap_argv(), data), len(data))
 
 
 def _openssl_output(done: Result, size: int) -> bytes:
     """What openssl wrote, only if it exited 0 and wrote all of it; else its first error line."""
+    if OPTIONS.dry_run:
+        return bytes(size)
     if done.code == 0 and len(done.out) == size:
         return done.out
     lines = done.err.strip().split("\n")
@@ -3701,15 +3792,15 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
     """Decrypt a sealed file into a tar command, which inherits `pass_fds`; give what tar printed.
 
     What tar did counts only when this returns: on WrongPassphrase or VaultError the caller
-    throws it away whole.
+    throws it away whole.  In a dry run, tar says nothing of its own.
     """
     start = os.pread(sealed, 16, 0)
     os.lseek(sealed, 0, os.SEEK_SET)
-    if not is_native(start):
+    if start and not is_native(start):
         return _unseal_go(sealed, passphrase, consumer, pass_fds)
     output, status_fd = memory_file(), memory_file()
     try:
-        with gpg_home() as homedir, secret_fd(passphrase) as fd:
+        with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             decrypt = Stage(decrypt_argv(homedir, fd, status_fd), (fd, status_fd))
             stages = [decrypt, Stage([*consumer, "--file=-"], pass_fds)]
             results = stream(stages, sealed, output)
@@ -3720,7 +3811,7 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
         if gpg_failed:
             raise VaultError(f"the sealed file is damaged, or cannot be read: {results[0].reason}")
         check_tar(stages, results)
-        if not gpg_accepts(status):
+        if not OPTIONS.dry_run and not gpg_accepts(status):
             raise VaultError("the sealed file is damaged: its integrity check failed")
         return read_back(output)
     finally:
@@ -3836,12 +3927,7 @@ def is_unsaved(root: Path) -> bool:
 
 def write_state(folder: Path, tree: str, sealed: str) -> None:
     """Remember in RAM what was sealed last: in place and never longer, for a full tmpfs has no room."""
-    data = json.dumps({"tree": tree, "sealed": sealed}).encode().ljust(512)
-    fd = os.open(folder / STATE_FILE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.pwrite(fd, data, 0)
-    finally:
-        os.close(fd)
+    write_in_place(folder / STATE_FILE, json.dumps({"tree": tree, "sealed": sealed}).encode().ljust(512))
 
 
 def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
@@ -3855,7 +3941,7 @@ def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
         digest, _, passphrase = upcoming.read_bytes().partition(b"\n")
         if digest.decode() == sealed_digest:
             write_whole(vault.mount / PASSPHRASE_FILE, passphrase)
-        upcoming.unlink()
+        remove_file(upcoming)
     try:
         data = (vault.mount / PASSPHRASE_FILE).read_bytes()
     except OSError:
@@ -3907,17 +3993,17 @@ def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
     if has_sealed(vault):
         fd = open_sealed_file(vault.sealed)
         try:
-            if not unseal(fd, passphrase, unpack_argv(root), (ram,)):
+            listed = unseal(fd, passphrase, unpack_argv(root), (ram,))
+            if not listed and not OPTIONS.dry_run:
                 raise VaultError("the vault could not be read: tar found nothing in it")
             digest = digest_fd(fd)
         finally:
             os.close(fd)
     for name in (PASSPHRASE_FILE, NEXT_FILE, STATE_FILE):  # Go packed its own
-        with contextlib.suppress(FileNotFoundError):
-            (root / name).unlink()
+        remove_file(root / name)
     for name in vault.binds:
         make_folders(root, name)
-    os.fchmod(ram, 0o700)
+    set_mode(ram, 0o700)
     tree = survey(root)
     write_whole(root / PASSPHRASE_FILE, passphrase)
     write_state(root, tree.digest if digest else "", digest)
@@ -3954,8 +4040,6 @@ def bridge(vault: Vault) -> None:
 
     Done in TRANSIT: an open vault is bridged.
     """
-    import shutil
-
     for name in vault.binds:
         source, target = vault.transit / name, vault.home / name
         stays = f"~/{name} stays on the container's disk"
@@ -3967,12 +4051,12 @@ def bridge(vault: Vault) -> None:
             continue
         mount = mounted_at(target)
         if name == ".aws" and mount and mount.kind == "tmpfs":  # the RAM of a login before this unlock
-            shutil.copytree(target, source, symlinks=True, dirs_exist_ok=True)
+            copy_tree(target, source)
             unmount(target)
         if mounted_at(target) is not None:
             warn(f"~/{name}: something is mounted there, and stays")
             continue
-        if any(target.iterdir()):
+        if target.is_dir() and any(target.iterdir()):
             warn(
                 f"~/{name}: what is on the container's disk there is hidden while the vault is open;"
                 " to put it into the vault: lock, move it away, unlock, move it back"
@@ -3986,7 +4070,7 @@ def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
     """Pack a tree and seal it into a descriptor (tar(1), pax(5), gpg(1))."""
     names, nothing = memory_file(tar_names(tree)), os.open(os.devnull, os.O_RDONLY)
     try:
-        with gpg_home() as homedir, secret_fd(passphrase) as fd:
+        with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             stages = [Stage(pack_argv(root, names), (names,)), Stage(encrypt_argv(homedir, fd), (fd,))]
             failure = first_failure(stages, stream(stages, nothing, target))
         if failure:
@@ -4005,7 +4089,7 @@ def prove(tree: Tree, root: Path, passphrase: bytes, sealed: int) -> None:
             f"the sealed copy is not equal to the open vault: {error}",
             "the old sealed vault is untouched; if something writes into the vault, try again",
         ) from None
-    if len(listed.splitlines()) != len(tree.names):
+    if len(listed.splitlines()) != len(tree.names) and not OPTIONS.dry_run:
         raise VaultError("the sealed copy does not hold every file")
 
 
@@ -4030,8 +4114,7 @@ def save(
         on_disk = sealed_digest(vault)
         current = session_passphrase(vault, on_disk)
         state = read_state(vault.mount)
-        if not os.path.lexists(vault.mount / ".aws"):
-            (vault.mount / ".aws").mkdir(mode=0o700)  # an archive of nothing is one that nobody read
+        make_folder(vault.mount / ".aws")  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
         if not force and passphrase is None and on_disk and tree.digest == state.get("tree"):
             if on_disk != state.get("sealed"):
@@ -4040,10 +4123,9 @@ def save(
         for name in tree.left_out:
             warn(f"{name}: is not a file, folder or link, and is left out")
         for stale in (*vault.folder.glob(".*.tmp"), *vault.history.glob(".*.tmp")):
-            stale.unlink()
+            remove_file(stale)
         temporary = temporary_beside(vault.sealed)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600)
+        fd = create_file(temporary)
         try:
             tree = seal_and_prove(vault, tree, passphrase or current, fd)
             digest = digest_fd(fd)
@@ -4052,11 +4134,11 @@ def save(
             keep_version(vault)
             if passphrase is not None:
                 write_whole(vault.mount / NEXT_FILE, digest.encode() + b"\n" + passphrase)
-            os.replace(temporary, vault.sealed)
+            rename_file(temporary, SEALED_NAME)
             sync_folder(vault.folder)
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                remove_file(temporary)
             raise
         finally:
             os.close(fd)
@@ -4133,7 +4215,7 @@ def sealed_is_native(vault: Vault) -> bool:
 
 def add_version(vault: Vault, path: Path) -> None:
     """Put a sealed file into the history, under the time when it was sealed."""
-    vault.history.mkdir(mode=0o700, exist_ok=True)
+    make_folder(vault.history)
     present = os.lstat(path)
     if any(os.path.samestat(version.lstat(), present) for version in versions(vault)):
         return  # a save was killed before it came to the replacing
@@ -4148,12 +4230,13 @@ def add_version(vault: Vault, path: Path) -> None:
 def link_or_copy(path: Path, target: Path) -> None:
     """A second name for a file, or a copy where the file system knows no hard links."""
     try:
-        os.link(path, target)
+        second_name(path, target)
     except FileExistsError:
         return
     except OSError:
         write_whole(target, path.read_bytes())
-    sync_folder(target.parent)
+    if target.parent.is_dir():
+        sync_folder(target.parent)
 
 
 def keep_version(vault: Vault) -> None:
@@ -4182,7 +4265,7 @@ def kept_files(vault: Vault) -> dict[str, Path]:
 def prune_history(vault: Vault) -> None:
     """Forget all but the newest `keep` versions."""
     for path in versions(vault)[: -vault.keep or None]:
-        path.unlink()
+        remove_file(path)
 
 
 def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
@@ -4227,7 +4310,9 @@ def lock(
         if is_open(vault):
             set_aside(vault)
             try:
-                keep = (wanted and wanted()) or (saved and is_unsaved(vault.transit))
+                keep = wanted and wanted()
+                if saved and not OPTIONS.dry_run:  # which has not moved it, nor saved it before
+                    keep = keep or is_unsaved(vault.transit)
             except BaseException:
                 with uninterrupted():
                     put_back(vault)
@@ -4246,7 +4331,7 @@ def take_away(vault: Vault) -> list[str]:
     """Destroy an open vault, or what a killed unlock or lock left of one; for who holds the lock."""
     if is_open(vault):
         set_aside(vault)
-    vault.marker.unlink(missing_ok=True)
+    remove_file(vault.marker)
     return discard_transit(vault)
 
 
@@ -5664,7 +5749,9 @@ def hang_up(folder: Path, session: str) -> None:
         if shell is None:
             return
         with contextlib.suppress(OSError):
-            os.killpg(shell.pid, number)  # what docker exec starts leads a group
+            signal_group(shell.pid, number)  # what docker exec starts leads a group
+        if OPTIONS.dry_run:
+            return
         deadline = time.monotonic() + 2
         while shell_of(folder, session) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -6230,8 +6317,13 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
 
 
 def passphrase_for(args: argparse.Namespace, ask: Callable[[], bytes]) -> bytes:
-    """The passphrase of --passphrase-fd, or the one that is asked for."""
-    return ask() if args.passphrase_fd is None else read_passphrase(args.passphrase_fd)
+    """The passphrase of --passphrase-fd, or the one that is asked for; a dry run needs none."""
+    given = given_passphrase(args)
+    if given is None and OPTIONS.dry_run:
+        return b""
+    if given is None:
+        return ask()
+    return given
 
 
 def amount(tree: Tree) -> str:
@@ -6291,7 +6383,7 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     except VaultError:
         lock(vault)
         raise
-    say(f"the vault is open at {vault.mount} ({amount(tree)})")
+    progress(f"the vault is open at {vault.mount} ({amount(tree)})")
     return OK
 
 
@@ -6325,7 +6417,7 @@ def start_guard(folder: Path) -> None:
         return
     with open(os.devnull, "r+b") as nothing:
         fd = nothing.fileno()
-        spawn([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
+        start([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
 
 
 def agree_to_upgrade() -> None:
@@ -6338,7 +6430,10 @@ def agree_to_upgrade() -> None:
 def save_and_say(vault: Vault, force: bool = False) -> None:
     """Save what changed, and say in one line what was done."""
     tree = save(vault, force=force, agree=agree_to_upgrade)
-    say(f"saved ({amount(tree)})" if tree else "nothing changed since the last save")
+    if tree:
+        progress(f"saved ({amount(tree)})")
+    else:
+        say("nothing changed since the last save")
 
 
 @forwarded
@@ -6380,7 +6475,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
     before_lock(config.pre_lock)
     wanted = partial(live_sessions, folder) if args.leaving else None
     if args.discard:
-        say("what changed since the last save is given up")
+        progress("what changed since the last save is given up")
     holders = lock(vault) if args.discard else None
     for _ in range(ATTEMPTS):
         if holders is None:
@@ -6397,7 +6492,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
         )
     if holders:
         warn(f"still in the vault when it was locked: {', '.join(holders)}")
-    say("the vault is locked")
+    progress("the vault is locked")
     return OK
 
 
@@ -6409,8 +6504,8 @@ def before_lock(command: str) -> None:
         return
     nothing, process = subprocess.DEVNULL, None
     try:
-        process = spawn(["bash", "-lc", command], stdin=nothing, stdout=2, stderr=2, cwd=WORKSPACE)
-        code = process.wait(timeout=TIME_LIMIT)
+        process = start(["bash", "-lc", command], stdin=nothing, stdout=2, stderr=2, cwd=WORKSPACE)
+        code = process.wait(timeout=TIME_LIMIT) if process else OK
         if code != 0:
             warn(f"hooks.pre_lock ended with status {code}")
     except subprocess.TimeoutExpired:
@@ -6428,8 +6523,8 @@ def push_before_leaving(config: Config, vault: Vault) -> None:
         return
     try:
         if uses_storage(config, vault):
-            result = capture([POD_LAUNCHER, "push"], limit=EXIT_LIMIT)
-            say("pushed" if result.code == 0 else f"saved here, but not pushed: {result.reason}")
+            result = act([POD_LAUNCHER, "push"], limit=EXIT_LIMIT)
+            progress("pushed" if result.code == 0 else f"saved here, but not pushed: {result.reason}")
     except TazpodError as error:
         say(f"saved here, but not pushed: {error}")
 
@@ -6554,7 +6649,7 @@ def cmd_login(args: argparse.Namespace, config: Config) -> int:
         code = run_foreground(sso, env=env)
     if code != 0:
         raise StorageError(f"the login {profile} failed", "tazpod login tries again")
-    say(f"logged in as {profile}")
+    progress(f"logged in as {profile}")
     return OK
 
 
@@ -6565,7 +6660,7 @@ def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
     if not is_open(vault):
         raise VaultError("the vault is locked", "tazpod unlock, then tazpod passwd")
     save(vault, passphrase=passphrase_for(args, ask_new_passphrase), agree=agree_to_upgrade)
-    say("the vault has a new passphrase; versions in the history keep the one they had")
+    progress("the vault has a new passphrase; versions in the history keep the one they had")
     return OK
 
 
@@ -6612,7 +6707,7 @@ def cmd_verify(args: argparse.Namespace, config: Config) -> int:
     vault = pod_vault(config)
     with chosen_version(args, config, vault) as path:
         count = verify(vault, path, passphrase_for(args, ask_passphrase))
-    say(f"{args.version or SEALED_NAME} opens and is whole ({count} entr{'y' if count == 1 else 'ies'})")
+    progress(f"{args.version or SEALED_NAME} opens and is whole ({count} entr{'y' if count == 1 else 'ies'})")
     return OK
 
 
@@ -6622,7 +6717,7 @@ def cmd_restore(args: argparse.Namespace, config: Config) -> int:
     vault = pod_vault(config)
     with chosen_version(args, config, vault) as path:
         restore(vault, path, passphrase_for(args, ask_passphrase))
-    say(f"{args.version} is the sealed vault now; the one before it is in the history")
+    progress(f"{args.version} is the sealed vault now; the one before it is in the history")
     return OK
 
 
@@ -7311,10 +7406,7 @@ def version_of(name: str) -> str:
 
 def check_ram() -> Iterator[Check]:
     """Whether a tmpfs can be mounted, and whether it may be written to swap."""
-    import tempfile
-
-    place = Path(tempfile.mkdtemp(prefix="tazpod-"))
-    try:
+    with empty_folder("tazpod-") as place:
         kept = change_mounts(tmpfs_argv(place, "64k"))
         done = kept
         if kept.code != 0:
@@ -7325,8 +7417,6 @@ def check_ram() -> Iterator[Check]:
         else:
             fix = "tazpod up --recreate: the container needs SYS_ADMIN"
             yield Check("failure", "tmpfs", f"cannot be mounted: {done.reason}", fix)
-    finally:
-        place.rmdir()
     swap = "off"
     if len(Path("/proc/swaps").read_text().splitlines()) > 1:
         swap = "on"
@@ -7454,66 +7544,6 @@ def line(*stages: Sequence[str]) -> str:
     return " | ".join(quoted(*argv) for argv in stages)
 
 
-def unseal_lines(path: Path, consumer: Sequence[str]) -> Iterator[str]:
-    """What opens a sealed file into a tar command; N, M: descriptors, DIR: an empty folder."""
-    if is_native(sealed_head(path)):
-        yield line(decrypt_argv("DIR", "N", "M"), [*consumer, "--file=-"])
-        return
-    yield from (line(argv) for argv in (cms_wrap_argv(), cms_wrap_argv(), cms_decrypt_argv()))
-    yield line([*consumer, "--gzip", "--file=-"])
-
-
-def _show_unlock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    if not is_alive(Path(WORKSPACE, ENVELOPE, "run", GUARD_LOCK)):
-        yield line([POD_LAUNCHER, GUARD_WORD])
-    if is_open(vault):
-        return
-    ram = line(as_root(tmpfs_argv(vault.transit, vault.size)))
-    yield from (ram, line(in_one_call(destroy_argvs(vault.transit, [], []))), ram)
-    if has_sealed(vault):
-        yield from unseal_lines(vault.sealed, unpack_argv("/dev/fd/N"))
-    for name in vault.binds:
-        if mounted_at(vault.home / name):
-            yield line(as_root(["umount", str(vault.home / name)]))
-        yield line(as_root(["mount", "--bind", str(vault.transit / name), str(vault.home / name)]))
-    yield line(as_root(["mount", "--move", str(vault.transit), str(vault.mount)]))
-
-
-def _show_save(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    yield from _save_lines(args, vault)
-
-
-def _save_lines(args: argparse.Namespace, vault: Vault) -> Iterator[str]:
-    if not is_open(vault):
-        raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
-    always = args.word == "passwd" or getattr(args, "force", False) or not sealed_digest(vault)
-    if always or is_unsaved(vault.mount):
-        yield line(pack_argv(vault.mount, "N"), encrypt_argv("DIR", "M"))
-        yield line(decrypt_argv("DIR", "N", "M"), [*compare_argv(vault.mount), "--file=-"])
-
-
-def _show_lock(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    if not is_open(vault):
-        return
-    if config.pre_lock:
-        yield line(["bash", "-lc", config.pre_lock])
-    if not args.discard:
-        yield from _save_lines(args, vault)
-    aside = ["mount", "--move", str(vault.mount), str(vault.transit)]
-    yield line(in_one_call((aside, remount_argv(vault.transit, "ro"))))
-    mount = mounted_at(vault.mount)
-    places = [place for place in mounts_of(mount.device if mount else "") if place != str(vault.mount)]
-    yield line(in_one_call(destroy_argvs(vault.transit, [], places)))
-
-
-def _show_read(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    if args.remote:
-        yield line(s3_argv(storage_of(config, vault), "get-object", "--key", remote_key(args), "FILE"))
-        return
-    with chosen_version(args, config, vault) as path:
-        yield from unseal_lines(path, LIST)
-
-
 def _show_push(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
     storage, digest = storage_of(config, vault), sealed_digest(vault)
     present = head(storage)
@@ -7538,32 +7568,18 @@ def _show_setup_storage(args: argparse.Namespace, config: Config, vault: Vault) 
     yield from (line(s3_argv(storage, *words)) for words in (*calls, ("delete-object", *PROBE)))
 
 
-def _show_login(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    if mounted_at(vault.home / ".aws") is None:
-        yield line(as_root(tmpfs_argv(vault.home / ".aws", "1m")))
-    ask, sso = login_argvs(config.aws_profile)
-    if not profile_text(config, aws_config_file()):
-        yield line(ask)
-    yield line([*sso, DEVICE_CODE])
-
-
 # What a word does in the pod.
 SHOWN: dict[str, Callable[..., Iterator[str]]] = {
-    "unlock": _show_unlock,
-    "save": _show_save,
-    "passwd": _show_save,
-    "lock": _show_lock,
-    "verify": _show_read,
-    "restore": _show_read,
     "push": _show_push,
     "pull": _show_pull,
     "setup-storage": _show_setup_storage,
-    "login": _show_login,
 }
 
 
 def cmd_guard(args: argparse.Namespace) -> int:
     """watch the sessions (started by up and unlock)"""
+    if OPTIONS.dry_run:
+        return OK  # what it would do is still to come
     config = the_project()
     guard(config, pod_vault(config))
     return OK
@@ -7899,6 +7915,7 @@ def show_help(words: Sequence[str]) -> int:
 def dispatch(argv: Sequence[str]) -> int:
     """Run what the command line says."""
     OPTIONS.containers.clear()
+    OPTIONS.mounts.clear()
     if argv[:1] == [COMPLETE_WORD]:
         OPTIONS.hurry = True
         return cmd_complete(argv[2:])
