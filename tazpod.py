@@ -3562,6 +3562,8 @@ def vault_lock(vault: Vault, wait: float = WAIT_LIMIT) -> Iterator[None]:
 def open_sealed_file(path: Path) -> int:
     """A descriptor of a sealed file: a regular file with something in it, nothing else."""
     hint = "an earlier version may help: tazpod history"
+    if OPTIONS.dry_run and not os.path.lexists(path):
+        return nowhere()  # it would have been fetched
     try:
         fd = open_shared(path)
     except OSError as error:
@@ -4216,6 +4218,8 @@ def sealed_is_native(vault: Vault) -> bool:
 def add_version(vault: Vault, path: Path) -> None:
     """Put a sealed file into the history, under the time when it was sealed."""
     make_folder(vault.history)
+    if OPTIONS.dry_run and not path.exists():
+        return  # it would have been fetched; its name is its time, which nobody knows yet
     present = os.lstat(path)
     if any(os.path.samestat(version.lstat(), present) for version in versions(vault)):
         return  # a save was killed before it came to the replacing
@@ -4347,6 +4351,7 @@ CALL_LIMIT = 90.0  # seconds for one call of aws, its own retries included
 READ_LIMIT = 20.0  # seconds of silence before aws gives up, and tries again
 TRANSFER_LIMIT = 900.0  # for one that carries the vault, over a slow line
 ABSENT_CODES = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+LOOKING = ("head-object", "list-objects-v2")  # what changes nothing, neither there nor here
 CONFLICT_CODES = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
 LOGIN_HINT = "tazpod login"
 STORAGE_HINTS = {  # by the code of the service's error
@@ -4460,6 +4465,7 @@ def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
     Its home is a fresh folder in RAM that holds the login's caches and nothing else: in ~/.aws an
     alias or a model could stand, and aws would run the one and believe the other.
     """
+    import shutil
     import tempfile
 
     home = home_folder()
@@ -4472,7 +4478,9 @@ def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
         own = Path(folder, ".aws")
         (own / "cli").mkdir(parents=True)
         (own / "config").write_bytes(settings)
-        if (home / ".aws/sso/cache").is_dir() and make_folders(home, ".aws/cli/cache"):
+        if OPTIONS.dry_run and (home / ".aws/sso/cache").is_dir():
+            shutil.copytree(home / ".aws/sso/cache", own / "sso/cache")  # aws may renew what it finds
+        elif (home / ".aws/sso/cache").is_dir() and make_folders(home, ".aws/cli/cache"):
             (own / "sso").mkdir()
             for name in ("sso/cache", "cli/cache"):
                 (own / name).symlink_to(home / ".aws" / name)
@@ -4508,8 +4516,13 @@ def aws_argv(*words: str) -> list[str]:
     return ["aws", *words]
 
 
-def ask_aws(*words: str, profile: str = "", keys: str = "", limit: float = CALL_LIMIT) -> Result:
-    """One call of aws, whatever its status; `keys` is a credentials file that only this call can see."""
+def ask_aws(
+    *words: str, profile: str = "", keys: str = "", limit: float = CALL_LIMIT, changes: bool = False
+) -> Result:
+    """One call of aws, whatever its status; `keys` is a credentials file that only this call can see.
+
+    One that `changes` something is only shown by a dry run.
+    """
     argv = aws_argv(*words)
     with contextlib.ExitStack() as stack:
         environment = stack.enter_context(aws_environment(profile))
@@ -4519,7 +4532,8 @@ def ask_aws(*words: str, profile: str = "", keys: str = "", limit: float = CALL_
             stack.callback(os.close, fd)
             environment["AWS_SHARED_CREDENTIALS_FILE"] = f"/dev/fd/{fd}"
             fds = (fd,)
-        return capture(argv, pass_fds=fds, limit=limit, env=environment)
+        run = act if changes else capture
+        return run(argv, pass_fds=fds, limit=limit, env=environment)
 
 
 def without_tokens(text: str) -> str:
@@ -4569,7 +4583,8 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
     if not limit:
         limit = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
     _, *argv = s3_argv(storage, operation, *words)
-    result = ask_aws(*argv, profile=profile, keys=keys, limit=limit)
+    changes = operation not in LOOKING
+    result = ask_aws(*argv, profile=profile, keys=keys, limit=limit, changes=changes)
     if result.code != 0:
         raise aws_error(result, what or f"storage {storage.bucket}")
     try:
@@ -4641,6 +4656,8 @@ def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | 
         if error.code in ("NoSuchKey", "NoSuchBucket"):
             return None
         raise
+    if OPTIONS.dry_run:
+        return head(storage, key)
     remote = parse_remote(answer)
     fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -4683,6 +4700,8 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push:
             s3(storage, "put-object", *words)
         elif error.code not in (*CONFLICT_CODES, *ABSENT_CODES) or error.code == "NoSuchBucket":
             raise
+    if OPTIONS.dry_run:
+        return Remote("", 0, digest, push, "")
     now = head(storage)
     if now is None or now.push != push:
         return None
@@ -4760,7 +4779,8 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
                 return False
             raise
         copied = answer.get("CopyObjectResult")
-        if not isinstance(copied, dict) or not copied.get("ETag"):
+        confirmed = isinstance(copied, dict) and copied.get("ETag")
+        if not confirmed and not OPTIONS.dry_run:
             raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
     old = sorted({*taken, key}, key=version_order)[: -retention or None]
     if old:
@@ -4785,7 +4805,7 @@ def honours_conditions(storage: Storage) -> bool:
                 raise
             refused += 1
     s3(storage, "delete-object", *PROBE)
-    return refused == 2
+    return refused == 2 or OPTIONS.dry_run
 
 
 def bucket_calls(storage: Storage) -> list[tuple[str, ...]]:
@@ -5289,12 +5309,12 @@ def syncing(vault: Vault) -> Iterator[Path]:
     check_folder(vault)
     with locked_file(vault.folder / ".sync", "talking to the storage", 3 * CALL_LIMIT):
         for stale in vault.folder.glob(".*.part"):
-            stale.unlink()
+            remove_file(stale)
         path = vault.folder / f".{SEALED_NAME}.{random_hex(4)}.part"
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
@@ -5302,17 +5322,16 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
 
     Raises StorageError, also for a conflict; the remote is then as it was.
     """
-    import shutil
-
     storage = storage_of(config, vault)
     with syncing(vault) as snapshot:
         with vault_lock(vault):
             digest = sealed_digest(vault)
             if not digest:
                 raise VaultError(f"{vault.sealed}: there is no sealed vault to push")
-            shutil.copy2(vault.sealed, snapshot)
+            copy_file(vault.sealed, snapshot)
+            size = vault.sealed.stat().st_size
         base, present = base_of(vault, config), head(storage)
-        if present and (present.digest, present.size) == (digest, snapshot.stat().st_size):
+        if present and (present.digest, present.size) == (digest, size):
             synced(vault, config, present.etag, digest)
             return False
         ours = present and present.push == base.get("pushing", "none")  # its answer was lost
@@ -5369,12 +5388,12 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
                 raise conflict("what was sealed here was never pushed, and the storage holds another vault")
             if not keep_mine and is_open(vault):
                 raise VaultError("the vault is open, and the storage holds another", "tazpod lock, then pull")
-            incoming.chmod(0o600)
+            set_mode(incoming, 0o600)
             if keep_mine and mine:
                 add_version(vault, incoming)
             else:
                 keep_version(vault)
-                os.replace(incoming, vault.sealed)
+                rename_file(incoming, SEALED_NAME)
             sync_folder(vault.folder)
             prune_history(vault)
             synced(vault, config, remote.etag, remote.digest)
@@ -5401,24 +5420,26 @@ def pod_command(
             argv = exec_argv(config, [*command, "--passphrase-fd", "0"], terminal=False)
             code = run_foreground(argv, stdin=fd)
     if OPTIONS.dry_run:
-        return rehearse_in_pod(config, words)
+        return rehearse_in_pod(config, words, passphrase is not None)
     return code
 
 
-def rehearse_in_pod(config: Config, words: Sequence[str]) -> int:
+def rehearse_in_pod(config: Config, words: Sequence[str], given: bool) -> int:
     """In a dry run: what a word does in the pod, asked of the pod itself; its exit status.
 
-    A pod that does not run, or holds another tool, cannot be asked.
+    A pod that does not run, or holds another tool, cannot be asked.  With `given` there is a passphrase.
     """
     if config.container_name in OPTIONS.containers:
         return OK
     container = find_container(config)
     if container is None or not container.running or not is_installed(config, container):
         return OK
-    flags = ["--dry-run"]
-    if OPTIONS.yes:
-        flags.append("--yes")
-    result = capture(exec_argv(config, ["tazpod", *flags, *words], terminal=False))
+    command = ["tazpod", "--dry-run", *words]
+    if OPTIONS.yes or on_terminal():
+        command.append("--yes")  # where there is a terminal, it would be asked there
+    if given:
+        command += ["--passphrase-fd", "0"]
+    result = capture(exec_argv(config, command, terminal=False))
     for text in result.out.decode(errors="replace").splitlines():
         emit(text)
     relay(result.err)
@@ -5846,7 +5867,7 @@ class Task:
         try:
             with open(os.devnull, "r+b") as nothing:
                 fd = nothing.fileno()
-                self.process = spawn(argv, stdin=fd, stdout=fd, stderr=self.talk)
+                self.process = start(argv, stdin=fd, stdout=fd, stderr=self.talk)
         except TazpodError:
             os.close(self.talk)
             raise
@@ -6389,6 +6410,8 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
 
 def must_be_wanted(folder: Path, session: str) -> None:
     """VaultError when the session that asks for an unlock has lost its host side."""
+    if OPTIONS.dry_run:
+        return  # that of a dry run holds no lease
     path = sessions(folder).get(session)
     if session and (path is None or not is_alive(path)):
         raise VaultError("the vault stays locked: whoever asked for it has gone", "tazpod unlock")
@@ -6534,7 +6557,7 @@ def cmd_push(args: argparse.Namespace, config: Config) -> int:
     """send the sealed vault to the storage"""
     vault = pod_vault(config)
     if push(config, vault, force=args.force):
-        say(f"pushed to {config.aws_bucket} ({vault.sealed.stat().st_size} bytes)")
+        progress(f"pushed to {config.aws_bucket} ({vault.sealed.stat().st_size} bytes)")
     else:
         say(f"{config.aws_bucket} has this vault already")
     return OK
@@ -6550,8 +6573,12 @@ def pull_vault(args: argparse.Namespace, config: Config) -> int:
             synced(vault, config, "", "")
         complain(StorageError(f"{config.aws_bucket} holds no vault", "tazpod push puts this one there"))
         return ABSENT
-    kept = "theirs is in the history; the next push replaces it" if args.keep_mine else "pulled"
-    say(f"{config.aws_bucket}: {kept if done else 'nothing new'}")
+    if not done:
+        say(f"{config.aws_bucket}: nothing new")
+    elif args.keep_mine:
+        progress(f"{config.aws_bucket}: theirs is in the history; the next push replaces it")
+    else:
+        progress(f"{config.aws_bucket}: pulled")
     return OK
 
 
@@ -6576,7 +6603,7 @@ def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
         warn(f"{storage.bucket}: this storage does not know {what}")
     if not honours_conditions(storage):
         warn(f"{storage.bucket}: this storage ignores conditional writes: two pushes at once may lose one")
-    say(f"the bucket {storage.bucket} is ready")
+    progress(f"the bucket {storage.bucket} is ready")
     return OK
 
 
@@ -7536,46 +7563,6 @@ def cmd_completion(args: argparse.Namespace) -> int:
     return OK
 
 
-# -- what --dry-run shows: nothing of this changes anything, and the words themselves are not run
-
-
-def line(*stages: Sequence[str]) -> str:
-    """One program, or a pipeline, as a shell takes it."""
-    return " | ".join(quoted(*argv) for argv in stages)
-
-
-def _show_push(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    storage, digest = storage_of(config, vault), sealed_digest(vault)
-    present = head(storage)
-    if present and present.digest == digest:
-        return
-    if present:
-        key, taken = version_for(storage, present)
-        if key not in taken:
-            yield line(s3_argv(storage, "copy-object", *copy_words(storage, present, key)))
-    yield line(s3_argv(storage, "put-object", *put_words("FILE", digest, present, "ID")))
-
-
-def _show_pull(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    yield line(s3_argv(storage_of(config, vault), "get-object", "--key", LATEST_KEY, "FILE"))
-
-
-def _show_setup_storage(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[str]:
-    storage = storage_of(config, vault)
-    calls = [words[1:] for words in bucket_calls(storage)]
-    for condition in PROBES:
-        calls += [("put-object", *PROBE), ("put-object", *PROBE, *condition)]
-    yield from (line(s3_argv(storage, *words)) for words in (*calls, ("delete-object", *PROBE)))
-
-
-# What a word does in the pod.
-SHOWN: dict[str, Callable[..., Iterator[str]]] = {
-    "push": _show_push,
-    "pull": _show_pull,
-    "setup-storage": _show_setup_storage,
-}
-
-
 def cmd_guard(args: argparse.Namespace) -> int:
     """watch the sessions (started by up and unlock)"""
     if OPTIONS.dry_run:
@@ -7940,11 +7927,6 @@ def dispatch(argv: Sequence[str]) -> int:
         if in_pod():
             raise UsageError("--pod is for the host; this is inside the container")
         OPTIONS.folder = project_of(pod)
-    if OPTIONS.dry_run and in_pod() and word.name in SHOWN:
-        config = the_project()
-        for text in SHOWN[word.name](args, config, pod_vault(config)):
-            emit(text)
-        return OK
     return word.run(args)
 
 

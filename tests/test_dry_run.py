@@ -69,7 +69,7 @@ def test_the_life_of_a_project(place: Place) -> None:
     docker("network", "rm", tazpod.network_name(1300), check=False)
     for words, passphrase in (
         (["up"], None),
-        (["unlock"], PASSPHRASE),
+        (["unlock", "--new"], PASSPHRASE),
         (["save", "--force"], None),
         (["save"], None),
         (["run", "sh", "-c", "exit 0"], None),
@@ -142,7 +142,7 @@ def test_the_storage(place: Place) -> None:
     place.ok("up")
     cloud = s3lib.Cloud(place.name, place.box / "cloud")
     try:
-        place.ok("unlock", passphrase=PASSPHRASE)
+        place.ok("unlock", "--new", passphrase=PASSPHRASE)
         place.ok("save", "--force")
         for words in (["setup-storage"], ["push"], ["pull"]):
             assert calls(shown(place, *words)) == calls(ran(place, *words)), words

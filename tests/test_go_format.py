@@ -416,7 +416,7 @@ def test_how_an_answer_is_judged(
     code: int, size: int, err: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tazpod, "_cms_wrap", lambda key: bytes(48))
-    monkeypatch.setattr(tazpod, "capture", lambda argv, data: tazpod.Result(code, bytes(size), err))
+    monkeypatch.setattr(tazpod, "act", lambda argv, data: tazpod.Result(code, bytes(size), err))
     assert outcome(lambda: tazpod._cms_open(bytes(32), NONCE, bytes(21), bytes(16))) == expected
 
 
@@ -425,19 +425,19 @@ def test_a_failure_with_nothing_to_decrypt_is_judged_by_the_error_line(
 ) -> None:
     monkeypatch.setattr(tazpod, "_cms_wrap", lambda key: bytes(48))
     for err, expected in ((FAILED, "WrongPassphrase"), (FAILED + PROVIDER, "VaultError")):
-        monkeypatch.setattr(tazpod, "capture", lambda argv, data, err=err: tazpod.Result(4, b"", err))
+        monkeypatch.setattr(tazpod, "act", lambda argv, data, err=err: tazpod.Result(4, b"", err))
         assert outcome(lambda: tazpod._cms_open(bytes(32), NONCE, b"", bytes(16))) == expected
 
 
 def test_a_silent_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tazpod, "capture", lambda argv, data: tazpod.Result(-9, b"", ""))
+    monkeypatch.setattr(tazpod, "act", lambda argv, data: tazpod.Result(-9, b"", ""))
     with pytest.raises(tazpod.VaultError, match=r"^openssl failed \(status -9\): it said nothing$"):
         tazpod._cms_open(bytes(32), NONCE, bytes(21), bytes(16))
 
 
 def test_the_first_error_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = tazpod.Result(4, b"half a secret", "Error decrypting\n" + PROVIDER + "40:error:second\n")
-    monkeypatch.setattr(tazpod, "capture", lambda argv, data: told)
+    monkeypatch.setattr(tazpod, "act", lambda argv, data: told)
     with pytest.raises(tazpod.VaultError) as caught:
         tazpod._cms_open(bytes(32), NONCE, bytes(21), bytes(16))
     assert str(caught.value) == f"openssl failed (status 4): {PROVIDER.strip()}"

@@ -640,7 +640,7 @@ def test_a_passwd_that_fails_leaves_the_old_passphrase_in_force(
     real = getattr(os, refused)
 
     def fail(*args: Any, **more: Any) -> object:
-        if refused == "replace" and args[1] != opened.vault.sealed:
+        if refused == "replace" and args[1] != opened.vault.sealed.name:
             return real(*args, **more)
         raise OSError(28, "No space left on device")
 

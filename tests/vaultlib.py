@@ -167,7 +167,7 @@ def run(*argv: object, **options: Any) -> bytes:
 
 def gpg_seal(archive: bytes, passphrase: bytes = PASSPHRASE, *more: str) -> bytes:
     """Bytes sealed by gpg as ours are; `more` overrides its options."""
-    with tazpod.gpg_home() as homedir, tazpod.secret_fd(passphrase) as fd:
+    with tazpod.empty_folder("tazpod-gpg-") as homedir, tazpod.secret_fd(passphrase) as fd:
         argv = tazpod.encrypt_argv(homedir, fd)
         argv.remove("--symmetric")
         return run(*argv, *more, "--symmetric", input=archive, pass_fds=(fd,))
