@@ -2568,7 +2568,8 @@ def engine_error(result: Result) -> TazpodError:
         if any(sign in line for line in lines):
             hint = f"start it, or check {engine.address}; `{program} info` shows more"
             return TazpodError(f"{engine.title} cannot be reached", hint)
-    return TazpodError(f"{program}: {result.reason}")
+    reason = result.reason.removeprefix(f"{program}: ")
+    return TazpodError(f"{program}: {reason}")
 
 
 def docker(argv: Sequence[str]) -> Result:

@@ -485,7 +485,7 @@ def test_docker_run_that_fails_is_told_in_dockers_words(script, project, capfd):
     )
     script.call(INSPECT, **NO_CONTAINER)
     assert script.play("up") == 1
-    assert errors(capfd) == "docker: docker: Error response from daemon: no space left on device."
+    assert errors(capfd) == "docker: Error response from daemon: no space left on device."
 
 
 def test_the_ssh_folder_is_made_before_docker_would_as_root(script, project):
