@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import enginelib
 import pytest
@@ -77,6 +78,36 @@ def test_a_dead_host_side_ends_its_own_shell_and_the_last_one_locks(lab: Place, 
     eventually(lambda: not session_files(lab), "the files of the sessions are gone")
     lab.ok("unlock", passphrase=PASSPHRASE)
     assert lab.reads("cat ~/secrets/new") == "new"
+
+
+@pytest.mark.skipif(ENGINE != "podman", reason="the rest of the tests are that")
+def test_where_there_is_podman_alone_the_first_day_ends_saved_and_locked(place: Place) -> None:
+    programs = place.box / "bin"
+    programs.mkdir()
+    for folder in ("/usr/sbin", "/usr/bin"):
+        for path in Path(folder).iterdir():
+            if not path.name.startswith("docker") and not (programs / path.name).exists():
+                (programs / path.name).symlink_to(path)
+    del place.env["TAZPOD_ENGINE"]
+    place.env["PATH"] = str(programs)
+    place.init()
+    person = place.terminal()
+    person.answers(
+        (r"Start a new, empty one\? \[y/N\] ", "y"),
+        ("New passphrase: ", PASSPHRASE),
+        ("The same again: ", PASSPHRASE),
+    )
+    person.sh(f"echo {SECRET} > ~/secrets/unsaved")
+    person.closes()
+    eventually(place.is_shut, "the vault is locked")
+    place.ok("unlock", passphrase=PASSPHRASE)
+    assert place.reads("cat ~/secrets/unsaved") == SECRET
+    place.ok("lock")
+    if os.geteuid() != 0:  # root may write anywhere
+        assert place.inside("echo x > ~/secrets/x").returncode != 0
+    assert {path.lstat().st_uid for path in place.folder.rglob("*")} == {os.geteuid()}
+    assert "tazpod" in place.ok("list")
+    place.ok("down")
 
 
 def test_when_all_are_ended_at_once_the_vault_is_saved_and_locked(lab: Place) -> None:
