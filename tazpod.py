@@ -101,6 +101,7 @@ SEALED_NAME = "vault.tar.aes"
 GO_NAME = "vault.tar.aes.go"  # the file that Go TazPod wrote, kept when the first save replaces it
 WORKSPACE = "/workspace"
 POD_TOOL = "/opt/tazpod"
+POD_MADE = "/opt/tazpod/made.json"  # what the container was made with
 POD_LAUNCHER = "/usr/local/bin/tazpod"
 POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
 EXIT_LIMIT = 20.0  # seconds that the last push of a session may take
@@ -414,6 +415,7 @@ class Options:
     dry_run = False
     hurry = False  # not the moment to load plumbum: see `spawn`
     folder: Path | None = None  # what --pod says instead of the current folder
+    pod = ""  # and the name of that container
 
     def __init__(self) -> None:
         # What a dry run has shown counts as done for what comes after it: containers by name.
@@ -2417,6 +2419,38 @@ def create_network(config: Config, mtu: int) -> None:
         raise engine_error(result)
 
 
+def engine_address() -> str:
+    """Where docker reaches its engine, in docker's own order: DOCKER_HOST, or what the context says.
+
+    Nothing for the usual socket of this machine.
+    """
+    given, name = os.environ.get("DOCKER_HOST"), os.environ.get("DOCKER_CONTEXT")
+    if given:
+        return given
+    folder = Path(os.environ.get("DOCKER_CONFIG") or home_folder() / ".docker")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        name = name or json.loads((folder / "config.json").read_bytes()).get("currentContext")
+    if name in (None, "", "default"):
+        return ""
+    for path in folder.glob("contexts/meta/*/meta.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            context = json.loads(path.read_bytes())
+            if context["Name"] == name:
+                return str(context["Endpoints"]["docker"]["Host"])
+    return "unknown:"
+
+
+def engine_host() -> str:
+    """What leads ssh to the engine's machine; '' for this one, or one that is not known."""
+    found = re.match(r"(ssh|tcp|https?)://([A-Za-z0-9_][A-Za-z0-9._@-]*)(?::([0-9]+))?", engine_address())
+    if found is None:
+        return ""
+    way, host, port = found.groups()
+    if way == "ssh" and port:
+        return f"-p {port} {host}"
+    return str(host)
+
+
 def route_mtu() -> int | None:
     """The MTU of this host's route to the internet, by IP_MTU of ip(7); None where it cannot be told.
 
@@ -2424,7 +2458,7 @@ def route_mtu() -> int | None:
     """
     import socket
 
-    if sys.platform != "linux" or re.match(r"(tcp|ssh|https?)://", os.environ.get("DOCKER_HOST", "")):
+    if sys.platform != "linux" or not re.match("unix://|$", engine_address()):
         return None
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("1.1.1.1", 53))
@@ -2514,17 +2548,19 @@ IDLE_STATES = ("created", "exited", "stopped", "initialized")
 
 
 class Container(NamedTuple):
-    """What docker says of the container: its id, state, image, networks, the folder it belongs to, and
-    the number outside of its first process."""
+    """What docker says of a container."""
 
     id: str
     status: str
     image: str
-    project: str | None
+    project: str | None  # the folder that is mounted at /workspace
     image_id: str = ""
     networks: tuple[str, ...] = ()
-    pid: int = 0
+    pid: int = 0  # the number outside of its first process
     engine: str = ""
+    name: str = ""
+    user: str = ""  # into whose home ~/.ssh is mounted
+    ours: bool = True  # whether a TazPod made it, as far as docker knows
 
     @property
     def running(self) -> bool:
@@ -2538,22 +2574,83 @@ class Container(NamedTuple):
 
 
 def container_of(data: Mapping[str, Any]) -> Container:
-    """What docker says of one container, as far as it matters here."""
+    """What docker says of one container, as far as it matters here.
+
+    Its folder is the one that is mounted: the variable HOST_CWD can be set by docker.args.
+    """
     try:
-        env = data["Config"].get("Env") or []
-        cwd = [item[len("HOST_CWD=") :] for item in env if item.startswith("HOST_CWD=")]
         mounts = {m["Destination"]: m.get("Source", "") for m in data.get("Mounts") or []}
+        project = mounts.get(WORKSPACE)
+        if project:  # as Docker Desktop calls the folders of its host
+            project = re.sub("^/host_mnt/", "/", project)
+        homes = [re.fullmatch("/home/([^/]+)/[.]ssh", place) for place in mounts]
+        users = [found[1] for found in homes if found and USER_NAME.fullmatch(found[1])]
+        env = data["Config"].get("Env") or []
         return Container(
             id=data["Id"],
             status=data["State"]["Status"],
             image=data["Config"].get("Image", ""),
-            project=cwd[-1] if cwd else mounts.get(WORKSPACE),
+            project=project,
             image_id=data.get("Image", ""),
             networks=tuple((data.get("NetworkSettings") or {}).get("Networks") or ()),
             pid=int(data["State"].get("Pid") or 0),
+            name=data["Name"].lstrip("/"),
+            user=users[0] if len(users) == 1 else "",
+            ours=bool(project) and any(item.startswith("HOST_CWD=") for item in env),
         )
     except (LookupError, TypeError, AttributeError):
         raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
+
+
+# -- what a container was made with
+#
+# config.yaml may be edited, or another branch checked out, while a container is there and a vault open
+# in it.  So what the container was made with is kept where nothing in it can write (`project_state`),
+# by the id that docker gave it; what docker itself knows counts where that is lost.
+
+RECORD_LIMIT = 8  # containers of one project: more than one only on several engines
+
+
+def read_records(project: Path) -> dict[str, dict[str, Any]]:
+    """What this host remembers of the containers of a project, by id."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        kept = json.loads((project_state(project) / "containers.json").read_bytes())
+        if kept["project"] == str(project):
+            return dict(kept["containers"])
+    return {}
+
+
+def write_records(project: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep what is known of the containers of a project, the newest of them."""
+    private_folder(project_state(project))
+    newest = dict(list(records.items())[-RECORD_LIMIT:])
+    text = json.dumps({"project": str(project), "containers": newest})
+    write_whole(project_state(project) / "containers.json", text.encode())
+
+
+def remember_container(config: Config, container: Container, **more: Any) -> None:
+    """Remember what a container was made with, and `more` of it."""
+    records = read_records(config.project)
+    known = records.pop(container.id, {})
+    made = {"user": config.user, "ghost_mode": config.ghost_mode}
+    write_records(config.project, {**records, container.id: {**made, **known, **more}})
+
+
+def forget_container(config: Config, container: Container) -> None:
+    """Forget a container that is removed."""
+    records = read_records(config.project)
+    if records.pop(container.id, None):
+        write_records(config.project, records)
+
+
+def config_of(config: Config, container: Container) -> Config:
+    """The config with which to work on a container: its name and its vault are as it was made."""
+    known = read_records(config.project).get(container.id, {})
+    return config._replace(
+        container_name=container.name,
+        user=known.get("user") or container.user or config.user,
+        ghost_mode=known.get("ghost_mode", config.ghost_mode),
+    )
 
 
 def engine_error(result: Result) -> TazpodError:
@@ -2599,24 +2696,60 @@ def parse_look(config: Config, result: Result) -> tuple[Container | None, str]:
     return None, image
 
 
-def look(config: Config) -> tuple[Container | None, str]:
-    """The container and the image's id as they are now, in one call of docker.
+class Found(NamedTuple):
+    """The container of a project, None for none, and the id of the config's image, '' when it is not here.
 
-    A container that belongs to another folder is an error: never entered, never removed.
+    `config` is the one with which to work on it, see `config_of`; without a container, the one of now.
     """
+
+    config: Config
+    container: Container | None
+    image: str
+
+
+def look(config: Config) -> Found:
+    """What is there of a project as it is now: usually in one call of docker.
+
+    A container of this project under another name is found too: the config may have been edited.  One
+    that belongs to another folder is an error: never entered, never removed.
+    """
+    if OPTIONS.pod:
+        config = config._replace(container_name=OPTIONS.pod)
     container, image = parse_look(config, capture(look_argv(config)))
     if config.container_name in OPTIONS.containers:
-        return OPTIONS.containers[config.container_name], image
-    ours = str(config.project)
-    if container and os.path.realpath(container.project or "/") != os.path.realpath(ours):  # Go kept links
-        other = container.project or "no TazPod project"
-        raise TazpodError(
-            f"the container {config.container_name} belongs to {other}, not to {ours}",
-            f"give this project another container_name in {CONFIG_PATH}",
-        )
+        container = OPTIONS.containers[config.container_name]
+    elif container is None or not belongs_to(container, config.project):
+        others = other_containers(config)
+        if len(others) > 1:
+            names = ", ".join(other.name for other in others)
+            hint = f"say which one is meant by container_name in {CONFIG_PATH}"
+            raise TazpodError(f"several containers belong to this project: {names}", hint)
+        if container and not others:
+            other = container.project or "no TazPod project"
+            raise TazpodError(
+                f"the container {config.container_name} belongs to {other}, not to {config.project}",
+                f"give this project another container_name in {CONFIG_PATH}",
+            )
+        container = others[0] if others else None
     if container is None:
         refuse_other_engine(config)
-    return container, image
+        return Found(config, None, image)
+    return Found(config_of(config, container), container, image)
+
+
+def belongs_to(container: Container, project: Path) -> bool:
+    """Whether a container has this project as its workspace."""
+    return os.path.realpath(container.project or "/") == os.path.realpath(project)  # Go kept links
+
+
+def other_containers(config: Config) -> list[Container]:
+    """The containers of this project that have another name than the config says."""
+    found = []
+    for name, container in pods_of(config.program).items():
+        gone = OPTIONS.containers.get(name, container) is None  # by what a dry run has shown
+        if name != config.container_name and belongs_to(container, config.project) and not gone:
+            found.append(container)
+    return found
 
 
 def pretend(config: Config, container: Container | None) -> None:
@@ -2630,20 +2763,20 @@ def refuse_other_engine(config: Config) -> None:
     other = remembered_engine(config.project)
     if other in ("", config.program) or not on_path(other):
         return
-    there, title = config._replace(program=other), ENGINES[other].title
     try:
-        found, _ = parse_look(there, capture(look_argv(there)))
+        found = other_containers(config._replace(program=other, container_name=""))
     except TazpodError as error:
-        warn(f"whether this project has a container on {title} cannot be told: {error}")
+        warn(f"whether this project has a container on {ENGINES[other].title} cannot be told: {error}")
         return
-    if found and found.project == str(config.project):
-        what = f"the container {config.container_name} is on {title}, not on {ENGINES[config.program].title}"
+    if found:
+        titles = f"on {ENGINES[other].title}, not on {ENGINES[config.program].title}"
+        what = f"the container {found[0].name} is {titles}"
         raise TazpodError(what, f"TAZPOD_ENGINE={other} tazpod down, or go on with that engine")
 
 
 def find_container(config: Config) -> Container | None:
-    """The container of our name, None when there is none; errors as `look`."""
-    return look(config)[0]
+    """The container of the project, None when there is none; errors as `look`."""
+    return look(config).container
 
 
 def engines_here() -> list[str]:
@@ -2676,10 +2809,10 @@ def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
     return pods
 
 
-def pods_of(program: str, names: Sequence[str]) -> dict[str, Container]:
+def pods_of(program: str, names: Sequence[str] = ()) -> dict[str, Container]:
     """The same of one engine."""
     if not names:
-        listed = capture([program, "container", "ls", "-aq"])
+        listed = capture([program, "container", "ls", "-aq", "--filter", f"volume={WORKSPACE}"])
         if listed.code != 0:
             raise engine_error(listed)
         names = listed.out.decode().split()
@@ -2688,22 +2821,30 @@ def pods_of(program: str, names: Sequence[str]) -> dict[str, Container]:
     result = capture([program, "container", "inspect", *names])
     if result.code != 0 and "no such container" not in result.err.lower():  # one may have gone meanwhile
         raise engine_error(result)
-    pods = {}
-    for data in json.loads(result.out):
-        mounts = [mount.get("Destination") for mount in data.get("Mounts") or ()]
-        if WORKSPACE in mounts and any(item.startswith("HOST_CWD=") for item in data["Config"]["Env"] or ()):
-            pods[data["Name"].lstrip("/")] = container_of(data)._replace(engine=program)
-    return pods
+    containers = [container_of(data)._replace(engine=program) for data in json.loads(result.out)]
+    return {container.name: container for container in containers if container.ours}
 
 
 def project_of(name: str) -> Path:
-    """The folder of a pod's project, wherever on this host it is."""
-    pod = find_pods([name]).get(name) if CONTAINER_NAME.fullmatch(name) else None
+    """The folder of a pod's project, wherever on this host it is.
+
+    Whoever makes a container can mount any folder; so the project must know it too.
+    """
+    pod = None
+    if CONTAINER_NAME.fullmatch(name):
+        pod = find_pods([name]).get(name)
     if pod is None:
         raise UsageError(f"--pod: there is no pod named {name!r}", "tazpod list")
-    if not Path(str(pod.project), ENVELOPE).is_dir():
-        raise TazpodError(f"the project of {name} is gone: {pod.project}", f"{pod.engine} rm -f {name}")
-    return Path(str(pod.project))
+    project = Path(str(pod.project))
+    if not (project / ENVELOPE).is_dir():
+        raise TazpodError(f"the project of {name} is gone: {project}", f"{pod.engine} rm -f {name}")
+    named = parse_config(config_text(project), project)[0].container_name
+    if name != named and pod.id not in read_records(project):
+        raise TazpodError(
+            f"{project} has the container {named}, and knows nothing of {name}",
+            f"if {name} is not needed: {pod.engine} rm -f {name}",
+        )
+    return project
 
 
 def vault_is_open(config: Config, strict: bool = True) -> bool:
@@ -2756,8 +2897,8 @@ def get_image(config: Config) -> None:
         build_image(config)
 
 
-# What `docker run` is made from, besides the image: when one changes, the container is out of date.
-MADE_FROM = ("user", "docker.args", "ports", "mounts", "env")
+# What a container is made from, besides the image: when one changes, the container is out of date.
+MADE_FROM = ("container_name", "user", "features.ghost_mode", "docker.args", "ports", "mounts", "env")
 
 
 def made_from(config: Config) -> dict[str, str]:
@@ -2787,10 +2928,11 @@ def create_container(config: Config, image: str) -> None:
         if left and left.status == "created":  # a port is taken, say: the next try begins anew
             act([config.program, "rm", config.container_name])
         raise engine_error(result)
-    pretend(config, Container("", "running", config.image, str(config.project)))
+    project, name = str(config.project), config.container_name
+    container = Container(result.out.decode().strip(), "running", config.image, project, name=name)
+    pretend(config, container)
     remember_project(config.project)
-    record = {"container": result.out.decode().strip(), "made": made_from(config)}
-    write_whole(config.run_folder / "made.json", json.dumps(record).encode())
+    remember_container(config, container, made=made_from(config))
 
 
 def plain_image(name: str) -> str:
@@ -2802,20 +2944,20 @@ def plain_image(name: str) -> str:
 def drift(config: Config, container: Container, present_image: str) -> list[str]:
     """In what a container is out of date, for people; [] when in nothing.
 
-    `present_image` is the id of the config's image, '' when it is not here.  Of a container that
-    another tool made only the image and the network are known.
+    `config` is the one of now, `present_image` the id of its image, '' when it is not here.  Of a
+    container that another tool made only what docker tells is known.
     """
     found = []
     if plain_image(container.image) != plain_image(config.image):
         found.append(f"the image: it was made from {container.image}")
     elif present_image and container.image_id not in ("", present_image):
         found.append(f"the image: there is a newer {config.image}")
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        record = json.loads(read_shared(config.run_folder / "made.json"))
-        if record["container"] == container.id:
-            made, now = record["made"], made_from(config)
-            changed = [name for name in now if made.get(name, now[name]) != now[name]]
-            found += [f"the config: {', '.join(changed)} changed"] if changed else []
+    made = read_records(config.project).get(container.id, {}).get("made")
+    if made is None:
+        made = made_from(config_of(config, container))
+    changed = [name for name, value in made_from(config).items() if made.get(name, value) != value]
+    if changed:
+        found.append(f"the config: {', '.join(changed)} changed")
     wanted, has = wanted_mtu(config), ETHERNET_MTU
     for name in container.networks:
         with contextlib.suppress(ValueError):
@@ -2841,7 +2983,7 @@ def start_container(config: Config, container: Container | None, image: str) -> 
         raise TazpodError(
             f"the container {name} is {container.status}", f"{config.program} rm -f {name}, then again"
         )
-    started = find_container(config)
+    started = look(config).container
     if started is None or not started.running:
         raise TazpodError(
             f"the container {name} stopped as soon as it was started",
@@ -2858,10 +3000,10 @@ def run_hook(argv: Sequence[str]) -> None:
         warn(f"hooks.post_up ended with status {code}")
 
 
-def ensure_up(config: Config, *, tell: bool = False) -> Container:
+def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]:
     """Make the container run and hold this very tool, whatever state it is in.
 
-    With `tell`, says in what it is out of date.
+    Gives it, and the config with which to work on it.  With `tell`, says in what it is out of date.
     """
     refuse_links(config)
     if re.search("[:\udc80-\udcff]", str(config.project)):  # it would make another folder, of root's
@@ -2872,21 +3014,62 @@ def ensure_up(config: Config, *, tell: bool = False) -> Container:
     with locked_file(path, "starting the container", math.inf) as fd:
         if fd >= 0 and os.fstat(fd).st_size:
             tell_work(path, b"")  # what one that was killed has left there
-        before, image = look(config)
+        made, before, image = look(config)
         container = before
         if container is None or not container.running:
-            container = start_container(config, container, image)
-        if not is_installed(config, container):
-            copy_tool(config)
-            set_up(config, container)
+            container = start_container(made, container, image)
+        if not is_installed(made, container):
+            prove_shared(made, container, before is None)
+            copy_tool(made)
+            set_up(made, container)
         if config.post_up and not (before and before.in_memory):
             tell_work(path, b"hook")
-            run_hook(exec_line_argv(config, f"exec 1>&2; {config.post_up}", terminal=False))
+            run_hook(exec_line_argv(made, f"exec 1>&2; {config.post_up}", terminal=False))
         if tell and before:
             old = drift(config, container, image)
             if old:
                 warn(f"the container is older than {'; '.join(old)}; tazpod up --recreate makes it anew")
-        return container
+        return made, container
+
+
+def sees_sign(config: Config, container: Container) -> bool:
+    """Whether the container sees a file that is made here just now, under a name that nobody knows.
+
+    Looked at as root, who may enter every folder, and where a server of files gives root no rights, as
+    the image's user.  An image that has not even test(1) is refused by what comes next.
+    """
+    sign = config.run_folder / f".{random_hex(16)}"
+    os.close(create_file(sign))
+    try:
+        for user in (["-u", "0"], []):
+            place = str(WORKSPACE / sign.relative_to(config.project))
+            result = capture([config.program, "exec", *user, container.name, "test", "-e", place])
+            said = result.err + result.out.decode(errors="replace")
+            if result.code == 0 or re.search("executable file .*not found", said):
+                return True
+            if result.code != 1 or re.search("^Error", said, re.MULTILINE):
+                raise engine_error(result)
+    finally:
+        remove_file(sign)
+    return False
+
+
+def prove_shared(config: Config, container: Container, new: bool) -> None:
+    """Prove that the container has this very folder: the engine may run on another machine.
+
+    There it has a folder of its own under that name, which Docker makes when it is missing, and the
+    vault in it is another one.  A new container without this folder is removed again.
+    """
+    if OPTIONS.dry_run or sees_sign(config, container):
+        return
+    if new:
+        act([config.program, "rm", "-f", container.name])
+        forget_container(config, container)
+    there, command = engine_host() or "HOST", f"cd {shlex.quote(str(config.project))} && tazpod"
+    raise TazpodError(
+        f"the engine's machine does not see {config.project}: the container would have another folder",
+        f"work on that machine: ssh -t {there} {shlex.quote(command)}",
+    )
 
 
 def pod_archive(config: Config) -> bytes:
@@ -2930,17 +3113,15 @@ def pod_archive(config: Config) -> bytes:
     return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
 
 
-def _tool_record(config: Config, container: Container) -> bytes:
-    settings = {"user": config.user, "ghost": config.ghost_mode, "links": config.links}
-    return json.dumps({"container": container.id, "tool": tool_stamp(), **settings}).encode()
+def fitting(config: Config) -> list[Any]:
+    """What tells whether a container holds this very tool, set up for this config."""
+    return [list(tool_stamp()), config.user, config.ghost_mode, list(config.links), list(config.binds)]
 
 
 def is_installed(config: Config, container: Container) -> bool:
-    """Whether the container holds this very tool, set up for this config."""
-    try:
-        return read_shared(config.run_folder / "pod.json") == _tool_record(config, container)
-    except OSError:
-        return False
+    """Whether the container holds this very tool, set up for this config, as this host remembers it."""
+    record = read_records(config.project).get(container.id, {})
+    return bool(record) and record.get("fitted") == fitting(config)
 
 
 def copy_argv(config: Config) -> list[str]:
@@ -2956,7 +3137,8 @@ def copy_tool(config: Config) -> None:
 
 def setup_argv(config: Config) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
-    words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, config.user, *config.links]
+    made = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.vault_binds}
+    words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, json.dumps(made), *config.links]
     return [config.program, "exec", "-u", "0", config.container_name, *words]
 
 
@@ -2973,7 +3155,13 @@ def set_up(config: Config, container: Container) -> None:
     if result.code != 0:
         kind = MissingProgram if result.code == MISSING else TazpodError
         raise kind(f"the container {config.container_name} could not be set up", "see the line above")
-    write_whole(config.run_folder / "pod.json", _tool_record(config, container))
+    seen = result.out.strip() != NO_LOCKS
+    if not seen:
+        warn(f"{UNSEEN_LOCKS}; tazpod lock when you are done")
+    remember_container(config, container, fitted=fitting(config), sees_locks=seen)
+    for older in ("pod.json", "made.json"):  # version 0.5.0 kept its records there
+        if os.path.lexists(config.run_folder / older):
+            remove_file(config.run_folder / older)
 
 
 def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tuple[str, str]:
@@ -3022,8 +3210,14 @@ def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> No
         warn(f"{', '.join(taken)}: there already, on the container's disk; not linked into {ENVELOPE}/")
 
 
-def set_up_pod(user: str, links: Sequence[str]) -> None:
+# What the set-up prints where a lock of the host's is not seen in the container, and what that means.
+NO_LOCKS = b"no locks"
+UNSEEN_LOCKS = "this engine hides the file locks of the host, so a host side that dies is not noticed"
+
+
+def set_up_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
     """As root in a container: check its programs, fit the operator's ids, hook the shell and ssh."""
+    user = str(made["user"])
     import pwd
     import shutil
 
@@ -3066,6 +3260,7 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
         with contextlib.suppress(OSError):  # ssh itself would make it for all to read
             os.close(create_file(Path(WORKSPACE, KNOWN_HOSTS)))
     write_whole(record, "\0".join(links).encode())
+    write_whole(Path(POD_MADE), json.dumps({**made, "sees_locks": sees_locks()}).encode(), 0o644)
     ssh_config = Path("/etc/ssh/ssh_config.d/tazpod.conf")
     if ssh_config.parent.is_dir():
         write_whole(ssh_config, SSH_CONFIG.encode(), 0o644)
@@ -3082,7 +3277,38 @@ def set_up_pod(user: str, links: Sequence[str]) -> None:
     act(["python3", "-m", "compileall", "-q", POD_TOOL])
 
 
-def stop_container(config: Config) -> None:
+def sees_locks() -> bool:
+    """In a container that is set up: whether the lock that the host holds meanwhile is one here too."""
+    with contextlib.suppress(OSError):
+        fd = open_shared(Path(WORKSPACE, ENVELOPE, "run", UP_LOCK))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        finally:
+            os.close(fd)
+    return True
+
+
+def pod_made() -> dict[str, Any]:
+    """In a container: what it was made with, as root has noted it there; nothing where nobody has."""
+    with contextlib.suppress(OSError, ValueError), open(POD_MADE, "rb") as file:
+        made = json.loads(file.read())
+        if os.fstat(file.fileno()).st_uid == 0 and isinstance(made, dict):
+            return made
+    return {}
+
+
+def as_made(config: Config) -> Config:
+    """In a container: the config with which to work on its vault, whatever config.yaml says by now."""
+    made = pod_made()
+    return config._replace(
+        user=made.get("user", config.user),
+        ghost_mode=made.get("ghost_mode", config.ghost_mode),
+        vault_binds=tuple(made.get("vault_binds", config.vault_binds)),
+    )
+
+
+def stop_container(config: Config, container: Container) -> None:
     """Stop and remove the container."""
     for argv in stop_argvs(config):
         result = act(argv)
@@ -3090,10 +3316,8 @@ def stop_container(config: Config) -> None:
         if result.code != 0 and not idle:
             raise engine_error(result)
     pretend(config, None)
-    for record in ("pod.json", "made.json"):
-        with contextlib.suppress(OSError):  # neither is believed of another container
-            remove_file(config.run_folder / record)
     remove_file(project_state(config.project) / "engine")
+    forget_container(config, container)
 
 
 def stop_argvs(config: Config) -> list[list[str]]:
@@ -5557,7 +5781,7 @@ def tell_sync(config: Config, vault: Vault) -> None:
 
 def enter(config: Config) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
-    container = ensure_up(config, tell=True)
+    config, container = ensure_up(config, tell=True)
     # Before the look: whoever locks just now counts this session, or it sees that the vault is locked.
     session = open_session(config)
     steps: tuple[str, ...] = ()
@@ -5665,7 +5889,7 @@ def run_inside(
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
     by `unlock` alone stays open.
     """
-    container = ensure_up(config, tell=True)
+    config, container = ensure_up(config, tell=True)
     shared = config.ghost_mode and live_sessions(config.run_folder) > 0
     session = open_session(config)
     code = FAILED
@@ -5779,6 +6003,17 @@ def hang_up(folder: Path, session: str) -> None:
             time.sleep(0.05)
 
 
+def has_shell_at_least(folder: Path, session: str) -> bool:
+    """Whether a session lives as far as anybody can tell where the locks of host sides are not seen.
+
+    It does as long as its shell runs, and before one has claimed it.
+    """
+    if pod_made().get("sees_locks", True):
+        return False
+    claimed = (folder / f"{session}.{CLAIM_KIND}").exists()
+    return not claimed or shell_of(folder, session) is not None
+
+
 def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[list[Path], int]:
     """End the sessions whose host side has died, and `leaving`; their leases, and how many live.
 
@@ -5794,7 +6029,7 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[list[Path], int]
             rename_file(path, f"{leaving}.{LEAVING}")
         hang_up(folder, leaving)
     for name, path in sessions(folder).items():
-        if is_alive(path):
+        if is_alive(path) or has_shell_at_least(folder, name):
             if kind_of(path).uses_vault:
                 alive += 1
             continue
@@ -6116,7 +6351,7 @@ def the_project(what: str = ACTS, project: Path | None = None) -> Config:
         request = read_request(project)._replace(changes=[])
         if not OPTIONS.dry_run:
             approve_request(request)
-        return take_request(request)
+        return as_made(take_request(request))
     owners = owners_of(project)
     if what == ENDS:
         return config_to_end(project, owners)
@@ -6209,12 +6444,13 @@ def cmd_run(args: argparse.Namespace) -> int:
 
 def vault_shown(name: str, pod: Container) -> str:
     """`open`, `locked`, or `-` where there is no vault or nobody can tell."""
-    config, path = Config(Path(str(pod.project)), name), Path(str(pod.project), CONFIG_PATH)
+    project = Path(str(pod.project))
     try:
-        config = parse_config(read_shared(path).decode(), config.project)[0]
+        config = parse_config(read_shared(project / CONFIG_PATH).decode(), project)[0]
+        config = config_of(config, pod)
         if not config.ghost_mode or pod.status == "paused":
             return "-"
-        config = config._replace(container_name=name, program=pod.engine)
+        config = config_of(config, pod)._replace(program=pod.engine)
         opened = shows_open_vault(config, pod) or (pod.running and vault_is_open(config))
         return "open" if opened else "locked"
     except (TazpodError, OSError, UnicodeDecodeError):
@@ -6260,7 +6496,7 @@ def cmd_up(args: argparse.Namespace) -> int:
     if args.recreate:
         run_argv(config, home_folder())  # what is wrong with the config is to be known before
         take_down(config, discard=False)
-    container = ensure_up(config, tell=True)
+    config, container = ensure_up(config, tell=True)
     if host_vault(config).marker.exists():
         observe(config, container)  # which tells what was lost when it stopped
     docker(guard_argv(config))
@@ -6268,21 +6504,43 @@ def cmd_up(args: argparse.Namespace) -> int:
     return OK
 
 
-def take_down(config: Config, discard: bool) -> bool:
-    """Save and lock, then stop and remove the container; False when there is none."""
+def places_with_secrets(config: Config, container: Container) -> list[str]:
+    """Where in a running container, whatever it is made with, memory lies at a place of secrets."""
+    result = capture([config.program, "exec", container.name, "cat", "/proc/self/mountinfo"])
+    if result.code != 0:
+        if re.search("executable file .*not found", result.err + result.out.decode(errors="replace")):
+            return []  # an image without cat(1) has never held a vault
+        raise engine_error(result)
+    place = re.compile(f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})")
+    mounts = parse_mountinfo(result.out.decode(errors="surrogateescape"))
+    return [mount.point for mount in mounts if mount.kind == "tmpfs" and place.fullmatch(mount.point)]
+
+
+def take_down(config: Config, discard: bool) -> str:
+    """Save and lock, then stop and remove the container; its name, '' when there is none."""
     refuse_links(config)
-    container = find_container(config)
+    config, container, _ = look(config)
     if config.ghost_mode and not (container and container.in_memory):
         tell_lost(host_vault(config))
     if container is None:
-        return False
+        return ""
+    tell_others(config)
     alive = live_sessions(config.run_folder)
     if alive:
         warn(f"this ends {plural(alive, 'session')} in the container")
     if container.status == "paused":
-        docker([config.program, "unpause", config.container_name])
-        pretend(config, container._replace(status="running"))
-    if container.in_memory and config.ghost_mode and vault_is_open(config, strict=not discard):
+        docker([config.program, "unpause", container.name])
+        container = container._replace(status="running")
+        pretend(config, container)
+    if container.running:
+        lock_before_end(config, container, discard)
+    stop_container(config, container)
+    return container.name
+
+
+def lock_before_end(config: Config, container: Container, discard: bool) -> None:
+    """Save and lock the vault of a running container; an error when anything is left in its memory."""
+    if config.ghost_mode and vault_is_open(config, strict=not discard):
         if not discard and not is_installed(config, container):
             ensure_up(config)  # else a tazpod of the image may answer, which saves nothing
         words = ["lock", "--discard"] if discard else ["lock"]
@@ -6291,15 +6549,26 @@ def take_down(config: Config, discard: bool) -> bool:
                 "the vault could not be saved and locked, so the container stays",
                 "tazpod down --discard gives up what changed since the last save",
             )
-    stop_container(config)
-    return True
+    left = [] if discard or OPTIONS.dry_run else places_with_secrets(config, container)
+    if left:
+        raise VaultError(
+            f"secrets may be in the memory of the container, at {', '.join(left)}, so it stays",
+            "tazpod lock; or give them up: tazpod down --discard",
+        )
+
+
+def tell_others(config: Config) -> None:
+    """Name the containers of this project that a word has not looked at."""
+    for other in other_containers(config):
+        warn(f"the container {other.name} belongs to this project too: tazpod --pod {other.name} down")
 
 
 def cmd_down(args: argparse.Namespace) -> int:
     """save and lock, then stop and remove the container"""
     config = the_project(ENDS)
-    if take_down(config, args.discard):
-        progress(f"the container {config.container_name} is removed; workspace and sealed vault stay")
+    name = take_down(config, args.discard)
+    if name:
+        progress(f"the container {name} is removed; workspace and sealed vault stay")
     else:
         say(f"there is no container {config.container_name}")
     return OK
@@ -6315,27 +6584,60 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
     """A word of the vault: runs in the pod; typed on the host, it is forwarded there."""
 
     def command(args: argparse.Namespace) -> int:
-        config = the_project(ENDS if args.word in ("lock", "save") else ACTS)
-        if not config.ghost_mode:
-            raise UsageError("features.ghost_mode is false: this project has no vault")
+        ends = args.word in ("lock", "save")
+        config = the_project(ENDS if ends else ACTS)
         if in_pod():
+            must_have_vault(config)
             return word(args, config)
-        if args.word in ("lock", "save"):
-            container = find_container(config)
-            if container is None or not container.in_memory:
-                if args.word == "save":
-                    raise VaultError("the vault is locked: there is nothing to save", "tazpod")
-                say("the vault is locked already")
-                return OK
+        if ends or not config.ghost_mode:
+            config, container, _ = look(config)
+            config = with_vault_of(config, container)
+            must_have_vault(config, container)
+            if ends and not (container and container.in_memory):
+                return nothing_open(config, container, args.word)
         passphrase = given_passphrase(args)
-        ensure_up(config)
+        config, container = ensure_up(config)
+        must_have_vault(config, container)
         code = pod_command(config, args.forward, passphrase)
         if code in EXEC_CUT:
             tell_gone(config)
+        if args.word == "lock" and code == OK:
+            tell_others(config)
         return code
 
     command.__doc__ = word.__doc__
     return command
+
+
+def must_have_vault(config: Config, container: Container | None = None) -> None:
+    """UsageError for a project, or a container, that was made without a vault."""
+    if config.ghost_mode:
+        return
+    if container is None:
+        raise UsageError("features.ghost_mode is false: this project has no vault")
+    what = f"the container {container.name} was made with features.ghost_mode: false, so it has no vault"
+    raise UsageError(what, "tazpod up --recreate makes it anew")
+
+
+def with_vault_of(config: Config, container: Container | None) -> Config:
+    """The config with a vault where one shows in a container of which this host remembers nothing."""
+    if config.ghost_mode or container is None or not container.running:
+        return config
+    if read_records(config.project).get(container.id):
+        return config
+    return config._replace(ghost_mode=bool(places_with_secrets(config, container)))
+
+
+def nothing_open(config: Config, container: Container | None, word: str) -> int:
+    """The end of `lock` or `save` where the container of this project does not run."""
+    for other in other_containers(config) if container else []:  # without one, `look` has seen to it
+        if other.in_memory:
+            what = f"the container {other.name} belongs to this project too, and may hold its open vault"
+            raise VaultError(what, f"tazpod --pod {other.name} {word}")
+    if word == "save":
+        raise VaultError("the vault is locked: there is nothing to save", "tazpod")
+    say("the vault is locked already")
+    return OK
 
 
 def passphrase_for(args: argparse.Namespace, ask: Callable[[], bytes]) -> bytes:
@@ -6881,6 +7183,7 @@ class Facts(NamedTuple):
     container_image: str = ""
     container_image_id: str = ""
     container_drift: Sequence[str] = ()
+    container_others: Sequence[str] = ()
     config_unapproved: Sequence[str] = ()
     vault_used: bool = True
     vault_open: bool | None = False
@@ -7091,7 +7394,8 @@ def told_facts(told: Any) -> dict[str, Any]:
 
 def host_facts(config: Config) -> dict[str, Any]:
     """All that the host knows, and the pod when it runs."""
-    container, image = look(config)
+    now = config
+    config, container, image = look(config)
     if container and container.running:
         known = told_facts(ask_pod(config, container, STATUS_WORD))
     elif container and container.in_memory:
@@ -7102,10 +7406,11 @@ def host_facts(config: Config) -> dict[str, Any]:
     known.update(container_state="absent", container_image=config.image)
     if container:
         known.update(container_state=container.status, container_image=container.image)
-        known["container_drift"] = drift(config, container, image)
+        known["container_drift"] = drift(now, container, image)
         image = container.image_id
     known["container_image_id"] = image.rpartition(":")[2][:12]
     known["config_unapproved"] = [change.name for change in read_request(config.project).changes]
+    known["container_others"] = [other.name for other in other_containers(config)]
     return known
 
 
@@ -7127,8 +7432,10 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         take = "tazpod lock, then tazpod pull"
     older = "; ".join(f.container_drift)
     unapproved = f"config.yaml asks for what was not approved: {', '.join(f.config_unapproved)}"
+    second = "".join(f.container_others[:1])
     table = (
         (f.config_unapproved, unapproved, "tazpod trust"),
+        (second, f"the container {second} belongs to this project too", f"tazpod --pod {second} down"),
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
         (f.vault_lost_since, f"the container stopped while the vault was open{lost}", "tazpod"),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
@@ -7280,7 +7587,7 @@ def check_engine(config: Config) -> Iterator[Check]:
         skew = abs((epoch(clock) or 0) - time.time())
         fix = "set the clock of the engine's machine: logins and the storage need it"
         yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
-    container, image = look(config)
+    made, container, image = look(config)
     what = f"{config.image} is here"
     if not image:
         what = f"{config.image} is not here"
@@ -7294,8 +7601,10 @@ def check_engine(config: Config) -> Iterator[Check]:
     for what in old:
         if what not in narrow:
             yield Check("advice", "container", f"it is older than {what}", "tazpod up --recreate")
+    if container and not read_records(config.project).get(container.id, {}).get("sees_locks", True):
+        yield Check("advice", "locks", UNSEEN_LOCKS, "tazpod lock when you are done")
     if container and container.running:
-        yield from told_checks(ask_pod(config, container, DOCTOR_WORD))
+        yield from told_checks(ask_pod(made, container, DOCTOR_WORD))
         return
     what = "it is not there, so nothing in it was checked"
     if container:
@@ -7575,7 +7884,9 @@ def cmd_guard(args: argparse.Namespace) -> int:
 
 def cmd_setup(args: argparse.Namespace) -> int:
     """fit a new container (run by up, as root)"""
-    set_up_pod(args.user, args.links)
+    set_up_pod(json.loads(args.made), args.links)
+    if not pod_made().get("sees_locks", True):
+        emit(NO_LOCKS.decode())
     return OK
 
 
@@ -7666,7 +7977,7 @@ INTERNAL = (
     Word(GUARD_WORD, cmd_guard),
     Word(STATUS_WORD, cmd_pod_status),
     Word(DOCTOR_WORD, cmd_pod_doctor),
-    Word(SETUP_WORD, cmd_setup, (option("user"), option("links", nargs="*"))),
+    Word(SETUP_WORD, cmd_setup, (option("made"), option("links", nargs="*"))),
     Word(HOLDERS_WORD, cmd_holders, (option("device", type=int), option("place"))),
 )
 ALIASES = {"ssh": ["enter"], "sync": ["pull"], "update": ["pull", "image"]}
@@ -7928,6 +8239,7 @@ def dispatch(argv: Sequence[str]) -> int:
         if in_pod():
             raise UsageError("--pod is for the host; this is inside the container")
         OPTIONS.folder = project_of(pod)
+        OPTIONS.pod = pod
     return word.run(args)
 
 

@@ -165,6 +165,8 @@ def test_the_argv_of(built, expected):
         ({"image": "other"}, "sha256:2", (), True, [f"the image: it was made from {IMAGE}"]),
         ({"ports": ("80",), "env": (("A", None),)}, IMAGE_ID, (), True, ["the config: ports, env changed"]),
         ({"ports": ("80",)}, IMAGE_ID, (), False, []),  # another tool made it: nobody knows from what
+        ({"user": "x", "container_name": "y"}, IMAGE_ID, (), False, ["the config: container_name, user"]),
+        ({"ghost_mode": False}, IMAGE_ID, (), True, ["the config: features.ghost_mode changed"]),
         (
             {"mtu": "1280"},
             IMAGE_ID,
@@ -193,9 +195,10 @@ def test_the_argv_of(built, expected):
 )
 def test_in_what_a_container_is_out_of_date(*, change, image, networks, made, expected, tmp_path):
     config = replace(CONFIG, project=tmp_path, mtu="off")
-    record = tazpod.private_folder(config.run_folder) / "made.json"
-    record.write_text(json.dumps({"container": "7" if made else "8", "made": tazpod.made_from(config)}))
-    container = tazpod.Container("7", "running", IMAGE, str(tmp_path), image_id=IMAGE_ID, networks=networks)
+    facts = {"image_id": IMAGE_ID, "networks": networks, "name": "blue-lab", "user": "tazpod"}
+    container = tazpod.Container("7", "running", IMAGE, str(tmp_path), **facts)
+    if made:
+        tazpod.remember_container(config, container, made=tazpod.made_from(config))
     found = tazpod.drift(replace(config, **change), container, image)
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected))
@@ -219,13 +222,17 @@ PULL = ("docker", "pull", IMAGE)
 BUILD = ("docker", "build", "-t", IMAGE, "-f", "-", ".")
 START = ("docker", "start", NAME)
 UNPAUSE = ("docker", "unpause", NAME)
+PROOF = ("docker", "exec", "-u", "0", NAME, "test", "-e", "/workspace/.tazpod/run/.<session>")
 COPY = ("docker", "cp", "-", f"{NAME}:/")
 SETUP = (
     *("docker", "exec", "-u", "0", NAME),
-    *("python3", "/opt/tazpod/tazpod.py", "__internal_setup", "tazpod"),
+    *("python3", "/opt/tazpod/tazpod.py", "__internal_setup"),
+    '{"user": "tazpod", "ghost_mode": true, "vault_binds": [".aws"]}',
     *(".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
 )
 GUARD = ("docker", "exec", "-d", NAME, "/usr/local/bin/tazpod", "__internal_sync_daemon")
+LIST = ("docker", "container", "ls", "-aq", "--filter", "volume=/workspace")
+MEMORY = ("docker", "exec", NAME, "cat", "/proc/self/mountinfo")
 IS_OPEN = ("docker", "exec", NAME, "mountpoint", "-q", "/home/tazpod/secrets")
 SHELL = ("docker", "exec", "-i", "-w", "/workspace", NAME, "/bin/bash")
 SHELL_IT = ("docker", "exec", "-it", "-w", "/workspace", NAME, "/bin/bash")
@@ -259,10 +266,11 @@ def answer(status: str, project: object, **more: object) -> dict[str, str]:
     env = ["PATH=/bin", *([] if project is None else [f"HOST_CWD={project}"])]
     text = {
         "Id": "7" * 64,
+        "Name": f"/{NAME}",
         "State": {"Status": status},
         "Config": {"Image": IMAGE, "Env": env},
         "Image": IMAGE_FOUND["Id"],
-        "Mounts": [],
+        "Mounts": [{"Destination": "/workspace", "Source": str(project)}] if project else [],
         **more,
     }
     return {"out": json.dumps([text, IMAGE_FOUND])}
@@ -283,7 +291,7 @@ class Script:
     def calls(self):
         made = [[Path(argv[0]).name, *argv[1:]] for argv in self.fp.calls]
         return [
-            [re.sub(r"(--leaving |--session |/run/)[0-9a-f]{16}", r"\1<session>", word) for word in argv]
+            [re.sub(r"(--leaving |--session |/run/[.]?)[0-9a-f]{16,}", r"\1<session>", word) for word in argv]
             for argv in made
         ]
 
@@ -305,12 +313,18 @@ def script(fp, stub_path, project, monkeypatch):
 @pytest.fixture
 def installed(project):
     """The tool is in the container already."""
-    config = load_config(project)
-    record = tazpod.private_folder(config.run_folder) / "pod.json"
-    facts = {"tool": tazpod.tool_stamp(), "user": "tazpod", "ghost": True, "links": SETUP[-6:]}
-    record.write_text(json.dumps({"container": "7" * 64, **facts}))
-    with tazpod.locked_file(record.with_name(tazpod.GUARD_LOCK), "guarding"):
+    record = installed_in(project)
+    with tazpod.locked_file(project / ".tazpod/run" / tazpod.GUARD_LOCK, "guarding"):
         yield record
+
+
+def installed_in(project, **more):
+    """The record of this host that says so."""
+    config = replace(load_config(project), **more)
+    container = tazpod.Container("7" * 64, "running", IMAGE, str(project), name=NAME)
+    tazpod.private_folder(config.run_folder)
+    tazpod.remember_container(config, container, fitted=tazpod.fitting(config))
+    return tazpod.project_state(project) / "containers.json"
 
 
 def run_of(project):
@@ -331,8 +345,10 @@ def errors(capfd):
 
 def test_up_makes_a_missing_container(script, project, capfd):
     script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     script.call(run_of(project), out="7" * 64)
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY)
     script.call(SETUP)
     script.call(GUARD)
@@ -349,6 +365,7 @@ def test_up_starts_a_stopped_container_and_wakes_a_paused_one(status, call, scri
     script.call(INSPECT, **answer(status, project))
     script.call(call)
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY)
     script.call(SETUP)
     script.call(GUARD)
@@ -376,9 +393,10 @@ def test_up_from_a_subfolder_is_the_same(script, project, installed, monkeypatch
         ({"project": ""}, "no TazPod project"),
         ({"project": None}, "no TazPod project"),
         ({"project": None, "Mounts": [{"Destination": "/workspace", "Source": "/srv/m"}]}, "/srv/m"),
-        ({"project": "/srv/o", "Mounts": [{"Destination": "/workspace", "Source": "HERE"}]}, "/srv/o"),
+        ({"project": "HERE", "Mounts": [{"Destination": "/workspace", "Source": "/srv/m"}]}, "/srv/m"),
+        ({"project": "HERE", "Mounts": []}, "no TazPod project"),
     ],
-    ids=["HOST_CWD", "HOST_CWD empty", "neither", "mount", "HOST_CWD before the mount"],
+    ids=["both", "HOST_CWD empty", "neither", "mount", "HOST_CWD is not believed", "HOST_CWD alone"],
 )
 @pytest.mark.parametrize("status", ["running", "exited", "paused"])
 @pytest.mark.parametrize(
@@ -387,8 +405,11 @@ def test_up_from_a_subfolder_is_the_same(script, project, installed, monkeypatch
 def test_a_container_of_another_folder_is_never_touched(
     *, words, status, belongs, text, script, project, capfd
 ):
+    if belongs["project"] == "HERE":
+        belongs = {**belongs, "project": project}
     script.call(INSPECT, **answer(status, **belongs))
-    assert script.play(*words) == 1  # the look at it was the only call
+    script.call(LIST)
+    assert script.play(*words) == 1  # looks were the only calls
     assert errors(capfd) == f"the container project-lab belongs to {text}, not to {project}"
 
 
@@ -474,16 +495,20 @@ def test_a_container_that_ends_at_once_is_an_error(after, script, project, capfd
     script.call(INSPECT, **answer("exited", project))
     script.call(START)
     script.call(INSPECT, **{**after, "code": int(after.get("code", 0))})
+    if "err" in after:
+        script.call(LIST)
     assert script.play("up") == 1
     assert errors(capfd) == "the container project-lab stopped as soon as it was started"
 
 
 def test_docker_run_that_fails_is_told_in_dockers_words(script, project, capfd):
     script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     script.call(
         run_of(project), code=125, err="docker: Error response from daemon: no space left on device.\n"
     )
     script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     assert script.play("up") == 1
     assert errors(capfd) == "docker: Error response from daemon: no space left on device."
 
@@ -494,8 +519,9 @@ def test_the_ssh_folder_is_made_before_docker_would_as_root(script, project):
     os.umask(0)
     seen = []
     script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     script.call(run_of(project), callback=lambda process: seen.append(stat.S_IMODE(folder.stat().st_mode)))
-    for argv in (INSPECT, COPY, SETUP, GUARD):
+    for argv in (INSPECT, PROOF, COPY, SETUP, GUARD):
         script.call(argv, **(answer("running", project) if argv == INSPECT else {}))
     assert script.play("up") == 0
     assert seen == [0o700]
@@ -506,15 +532,17 @@ def test_the_ssh_folder_is_made_before_docker_would_as_root(script, project):
 
 def test_an_image_that_is_not_here_is_pulled(script, project):
     script.call(INSPECT, **NOTHING)
+    script.call(LIST)
     script.call(PULL)
     script.call(run_of(project))
-    for argv in (INSPECT, COPY, SETUP, GUARD):
+    for argv in (INSPECT, PROOF, COPY, SETUP, GUARD):
         script.call(argv, **(answer("running", project) if argv == INSPECT else {}))
     assert script.play("up") == 0
 
 
 def test_an_image_that_cannot_be_pulled_is_an_error_with_the_cure(script, capfd):
     script.call(INSPECT, **NOTHING)
+    script.call(LIST)
     script.call(PULL, code=1)
     assert script.play("up") == 1
     shown = capfd.readouterr().err.splitlines()
@@ -526,10 +554,11 @@ def test_an_image_that_cannot_be_pulled_is_an_error_with_the_cure(script, capfd)
 
 def test_an_image_that_cannot_be_pulled_is_built_when_that_is_agreed_to(script, project):
     script.call(INSPECT, **NOTHING)
+    script.call(LIST)
     script.call(PULL, code=1)
     script.call(BUILD)
     script.call(run_of(project))
-    for argv in (INSPECT, COPY, SETUP, GUARD):
+    for argv in (INSPECT, PROOF, COPY, SETUP, GUARD):
         script.call(argv, **(answer("running", project) if argv == INSPECT else {}))
     assert script.play("up", "--yes") == 0
 
@@ -576,6 +605,7 @@ def test_pull_that_fails_is_status_1(script, capfd):
 def test_what_is_put_into_the_container_belongs_to_root_and_can_run(script, project):
     sent = []
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY, stdin_callable=sent.append)
     script.call(SETUP)
     script.call(GUARD)
@@ -598,20 +628,23 @@ def test_what_is_put_into_the_container_belongs_to_root_and_can_run(script, proj
 
 @pytest.mark.parametrize("change", ["another container", "another tool", "nonsense", "nothing"])
 def test_the_tool_is_put_in_again_only_when_container_or_tool_changed(change, script, project, installed):
+    text = installed.read_text()
     if change == "nothing":
         installed.unlink()
-    elif change != "nonsense":
-        data = json.loads(installed.read_text())
-        data[change.split()[1]] = "0" * 64
-        installed.write_text(json.dumps(data))
+    elif change == "another container":
+        installed.write_text(text.replace("7" * 64, "8" * 64))
+    elif change == "another tool":
+        installed.write_text(text.replace(str(tazpod.tool_stamp()[0]), "1"))
     else:
-        installed.write_text("nonsense")
+        installed.write_text(change)
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY)
     script.call(SETUP)
     script.call(GUARD)
     assert script.play("up") == 0
-    assert json.loads(installed.read_text())["container"] == "7" * 64
+    config = load_config(project)
+    assert tazpod.read_records(project)["7" * 64]["fitted"] == tazpod.fitting(config)
 
 
 @pytest.mark.parametrize(
@@ -623,6 +656,7 @@ def test_the_tool_is_put_in_again_only_when_container_or_tool_changed(change, sc
 )
 def test_an_image_without_python_is_named(code, stderr, script, project, capfd):
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY)
     script.call(SETUP, code=code, err=stderr)
     assert script.play("up") == 127
@@ -631,15 +665,17 @@ def test_an_image_without_python_is_named(code, stderr, script, project, capfd):
 
 def test_a_set_up_that_fails_is_not_remembered_as_done(script, project, capfd):
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY)
     script.call(SETUP, code=1, err="tazpod: error: no account\n")
     assert script.play("up") == 1
     assert "tazpod: error: no account\n" in capfd.readouterr().err
-    assert not (project / ".tazpod/run/pod.json").exists()
+    assert "fitted" not in json.dumps(tazpod.read_records(project))
 
 
 def test_a_copy_that_fails_is_told_in_dockers_words(script, project, capfd):
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY, code=1, err="Error response from daemon: read-only\n")
     assert script.play("up") == 1
     said = "the tool could not be put into the container project-lab: Error response from daemon: read-only"
@@ -651,8 +687,10 @@ def test_a_copy_that_fails_is_told_in_dockers_words(script, project, capfd):
 
 def test_down_of_an_open_vault_saves_and_locks_before_its_calls(script, project, installed):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"))
+    script.call(MEMORY)
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
@@ -660,15 +698,18 @@ def test_down_of_an_open_vault_saves_and_locks_before_its_calls(script, project,
 
 def test_down_of_a_locked_vault_is_its_calls_only(script, project, installed):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN, **NOT_OPEN)
+    script.call(MEMORY)
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
-    assert not installed.exists()
+    assert tazpod.read_records(project) == {}
 
 
 def test_down_refuses_when_saving_fails(script, project, installed, capfd):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"), code=1)
     assert script.play("down") == 1
@@ -685,13 +726,16 @@ def test_down_refuses_when_saving_fails(script, project, installed, capfd):
 )
 def test_down_refuses_when_it_cannot_be_told_whether_the_vault_is_open(stderr, script, project):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN, code=1, err=stderr)
     assert script.play("down") == 1
 
 
 def test_down_of_an_image_without_mountpoint_goes_on(script, project):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN, code=126, err='exec: "mountpoint": executable file not found in $PATH: unknown\n')
+    script.call(MEMORY)
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
@@ -700,6 +744,7 @@ def test_down_of_an_image_without_mountpoint_goes_on(script, project):
 @pytest.mark.parametrize("lock_status", [0, 1])
 def test_down_discard_goes_on_whatever_the_lock_says(lock_status, script, project):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN)
     script.call(pod("tazpod lock --discard"), code=lock_status)
     for argv in (KILL, STOP, REMOVE):
@@ -709,6 +754,7 @@ def test_down_discard_goes_on_whatever_the_lock_says(lock_status, script, projec
 
 def test_down_discard_goes_on_also_when_nothing_can_be_asked(script, project):
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
     script.call(IS_OPEN, code=1, err="OCI runtime exec failed: chdir /workspace: no such file\n")
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
@@ -717,9 +763,11 @@ def test_down_discard_goes_on_also_when_nothing_can_be_asked(script, project):
 
 def test_down_wakes_a_paused_container_since_its_vault_may_be_open(script, project, installed):
     script.call(INSPECT, **answer("paused", project))
+    script.call(LIST)
     script.call(UNPAUSE)
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"))
+    script.call(MEMORY)
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
@@ -728,6 +776,7 @@ def test_down_wakes_a_paused_container_since_its_vault_may_be_open(script, proje
 @pytest.mark.parametrize("status", ["exited", "created", "dead"])
 def test_down_of_a_stopped_container_asks_nothing_inside_it(status, script, project):
     script.call(INSPECT, **answer(status, project))
+    script.call(LIST)
     script.call(
         KILL, code=1, err="Error response from daemon: Cannot kill container: x: Container 7 is not running\n"
     )
@@ -736,9 +785,11 @@ def test_down_of_a_stopped_container_asks_nothing_inside_it(status, script, proj
     assert script.play("down") == 0
 
 
-def test_down_without_a_vault_asks_nothing_inside(script, project):
+def test_down_without_a_vault_asks_only_what_is_in_memory(script, project):
     approve(project, "features: {ghost_mode: false}\n")
     script.call(INSPECT, **answer("running", project))
+    script.call(LIST)
+    script.call(MEMORY)
     for argv in (KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
@@ -746,12 +797,14 @@ def test_down_without_a_vault_asks_nothing_inside(script, project):
 
 def test_down_without_a_container_is_done_already(script):
     script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     assert script.play("down") == 0
 
 
 @pytest.mark.parametrize("failing", [KILL, STOP, REMOVE])
 def test_down_stops_at_the_first_call_that_fails(failing, script, project, capfd):
     script.call(INSPECT, **answer("exited", project))
+    script.call(LIST)
     for argv in (KILL, STOP, REMOVE)[: (KILL, STOP, REMOVE).index(failing) + 1]:
         script.call(argv, **({"code": 1, "err": "Error: boom\n"} if argv == failing else {}))
     assert script.play("down") == 1
@@ -772,8 +825,8 @@ def test_entering_an_open_vault_is_four_calls_and_gives_the_shells_status(words,
     script.call(SHELL, code=42)
     script.call(LEAVE)
     assert script.play(*words) == 42
-    kept = ["enter.lock", "guard.lock", "pod.json", "up.lock"]
-    assert sorted(path.name for path in installed.parent.iterdir()) == kept
+    kept = ["enter.lock", "guard.lock", "up.lock"]
+    assert sorted(path.name for path in (project / ".tazpod/run").iterdir()) == kept
 
 
 @pytest.mark.parametrize("sealed, question", [(True, "Unlock it?"), (False, "Start a new, empty one?")])
@@ -823,7 +876,8 @@ def test_a_failed_unlock_still_opens_the_shell(script, project, installed):
 
 def test_without_ghost_mode_there_are_no_vault_steps(script, project, installed):
     approve(project, "features: {ghost_mode: false}\n")
-    installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
+    installed.unlink()
+    installed_in(project)
     script.call(INSPECT, **answer("running", project))
     script.call(SHELL, code=5)
     assert script.play() == 5
@@ -866,6 +920,8 @@ def test_a_container_that_went_away_is_told(now, *, lost, script, project, insta
     script.call(SHELL, code=137)
     script.call(LEAVE, code=1)
     script.call(INSPECT, **(answer(now, project) if now == "exited" else now))
+    if now == NO_CONTAINER:
+        script.call(LIST)
     assert script.play() == 137
     assert errors(capfd) == f"the container project-lab is gone{lost}"
 
@@ -885,7 +941,7 @@ def test_run_in_a_vault_that_is_open_is_one_exec(words, script, project, install
     warm(script, project, opened=True)
     script.call(run_in_pod("ls -la", folder="/workspace/a b"), code=42)
     assert script.play("run", *words) == 42
-    assert sorted(path.name for path in installed.parent.iterdir()) == ["guard.lock", "pod.json", "up.lock"]
+    assert sorted(path.name for path in (project / ".tazpod/run").iterdir()) == ["guard.lock", "up.lock"]
 
 
 @pytest.mark.parametrize("typed, unlock, status", [("y\n", 0, 5), ("y\n", 1, 1), ("n\n", None, 5)])
@@ -917,7 +973,8 @@ def test_run_beside_another_session_takes_only_its_own_lease_away(script, projec
 def test_run_leaves_for_the_session_that_ended_before_it(ghost, script, project, installed):
     if not ghost:
         approve(project, "features: {ghost_mode: false}\n")
-        installed.write_text(installed.read_text().replace('"ghost": true', '"ghost": false'))
+        installed.unlink()
+    installed_in(project)
     other = tazpod.open_session(load_config(project))
     if ghost:
         warm(script, project, opened=True)
@@ -1012,12 +1069,14 @@ def test_a_bad_passphrase_is_refused_before_anything_is_started(script, capfd):
 @pytest.mark.parametrize("container", [NO_CONTAINER, "exited", "created"])
 def test_locking_what_does_not_run_starts_nothing(container, script, project, capfd):
     script.call(INSPECT, **(container if isinstance(container, dict) else answer(container, project)))
+    script.call(LIST)
     assert script.play("lock") == 0
     assert "the vault is locked already" in capfd.readouterr().err
 
 
 def test_saving_what_does_not_run_is_an_error_and_starts_nothing(script, capfd):
     script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     assert script.play("save") == 1
     assert errors(capfd) == "the vault is locked: there is nothing to save"
 
@@ -1029,12 +1088,16 @@ def test_a_paused_container_may_hold_an_open_vault(word, script, project, instal
     script.call(UNPAUSE)
     script.call(INSPECT, **answer("running", project))
     script.call(pod(f"tazpod {word}"))
+    if word == "lock":
+        script.call(LIST)
     assert script.play(word) == 0
 
 
 @pytest.mark.parametrize("word", ["unlock", "lock", "save", "passwd", "verify"])
 def test_without_ghost_mode_a_word_of_the_vault_is_wrong_usage(word, script, project, capfd):
     approve(project, "features: {ghost_mode: false}\n")
+    script.call(INSPECT, **NO_CONTAINER)
+    script.call(LIST)
     assert script.play(word) == 2
     assert errors(capfd) == "features.ghost_mode is false: this project has no vault"
 
@@ -1042,8 +1105,9 @@ def test_without_ghost_mode_a_word_of_the_vault_is_wrong_usage(word, script, pro
 def test_another_user_is_passed_to_every_exec(script, project):
     approve(project, "user: dev\n")
     script.call(INSPECT, **answer("running", project))
+    script.call(PROOF)
     script.call(COPY)
-    script.call((*SETUP[:-7], "dev", *SETUP[-6:]))
+    script.call([word.replace('"user": "tazpod"', '"user": "dev"') for word in SETUP])
     script.call(("docker", "exec", NAME, "mountpoint", "-q", "/home/dev/secrets"))
     script.call((*GUARD[:3], "-u", "dev", *GUARD[3:]))  # none holds its lock
     script.call(("docker", "exec", "-i", "-u", "dev", "-w", "/workspace", NAME, "/bin/bash"))

@@ -381,10 +381,13 @@ def test_a_paused_container_goes_on(lab: Place) -> None:
     assert lab.run(data="cat ~/secrets/kept").stdout == f"{SECRET}\n"
 
 
-@pytest.mark.parametrize("other", ["/somewhere/else", ""], ids=["of-another-project", "of-nobody"])
+@pytest.mark.parametrize("other", ["another", ""], ids=["of-another-project", "of-nobody"])
 def test_a_foreign_container_is_refused_and_left_running(place: Place, other: str) -> None:
     place.init()
-    ours = ("-e", f"HOST_CWD={other}") if other else ()
+    ours = ["-e", f"HOST_CWD={place.folder}"]  # which anybody can say
+    if other:
+        other = str(place.box / other)
+        ours += ["-v", f"{other}:/workspace"]
     made = docker("run", "-d", "--name", place.name, *ours, IMAGE, "sleep", "infinity").strip()
     for words in ((), ("up",), ("down",), ("down", "--discard"), ("unlock",), ("lock",), ("save",)):
         done = place.run(*words, data="id")

@@ -89,15 +89,17 @@ def test_the_engine_that_made_the_container_is_not_asked_for_again(hosts, projec
         assert hosts(docker="exit 1", podman=LOUD) == "podman"
 
 
-FOUND = [{"Id": "7" * 64, "State": {"Status": "running"}, "Config": {"Env": []}}]
-
-
-def inspects(project: Path, found: object) -> str:
-    """A script that answers to inspect with a container of the project, or with none."""
-    if not found:
-        return "echo '[]'; echo 'Error: no such object: \"blue-lab\"' >&2; exit 125"
-    data = [{**FOUND[0], "Mounts": [{"Destination": "/workspace", "Source": str(found)}]}]
-    return f"echo '{json.dumps(data)}'; echo 'Error: no such object: img' >&2; exit 1"
+def inspects(found: object) -> str:
+    """A script that knows the container of a project, or none, as an engine does."""
+    env = [f"HOST_CWD={found}"]
+    mounts = [{"Destination": "/workspace", "Source": str(found)}]
+    data = {"Id": "7" * 64, "Name": "/blue-lab", "State": {"Status": "running"}}
+    data |= {"Config": {"Env": env}, "Mounts": mounts}
+    return f"""case "$*" in
+      "container ls"*) echo {"7" if found else ""} ;;
+      "container inspect"*) echo '{json.dumps([data])}' ;;
+      *) echo '[]'; echo 'Error: no such object: "blue-lab"' >&2; exit 125 ;;
+    esac"""
 
 
 @pytest.mark.parametrize("there, fault", [("this", True), ("another", False), ("", False)])
@@ -106,8 +108,8 @@ def test_a_container_on_the_other_engine_is_not_forgotten(
 ) -> None:
     config = Config(project, "blue-lab", program="docker")
     tazpod.remember_engine(replace(config, program="podman"))
-    write_stub(stub_path, "docker", inspects(project, ""))
-    write_stub(stub_path, "podman", inspects(project, {"this": project, "another": "/b"}.get(there)))
+    write_stub(stub_path, "docker", inspects(""))
+    write_stub(stub_path, "podman", inspects({"this": project, "another": "/b"}.get(there, "")))
     monkeypatch.setenv("PATH", str(stub_path))
     if fault:
         with pytest.raises(tazpod.TazpodError, match="is on Podman, not on the Docker engine") as error:

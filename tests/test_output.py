@@ -109,6 +109,8 @@ def pod(project, stub_path):
     """Run a word on this host while docker gives an answer of the pod."""
     here = load_config(project)
     data = {**POD, "Config": {"Image": here.image, "Env": [f"HOST_CWD={project}"]}}
+    data |= {"Name": f"/{here.container_name}"}
+    data["Mounts"] = [{"Destination": "/workspace", "Source": str(project)}]
 
     def ask(answer, *words, stderr="", code=0):
         info = json.dumps({"ServerVersion": "20", "OperatingSystem": FORGED})
@@ -121,6 +123,7 @@ def pod(project, stub_path):
             f"""cd {stub_path}
             case "$*" in
               *inspect*) /bin/cat inspect ;;
+              *ls*) ;;
               info*) /bin/cat info ;;
               exec*) /bin/cat answer; /bin/cat stderr >&2; exit {code} ;;
             esac""",

@@ -54,14 +54,17 @@ def running(project: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     approve(project)
     config = load_config(project)
     container = {"Id": ID, "State": {"Status": "running"}, "Image": "sha256:1"}
+    container |= {"Name": f"/{config.container_name}"}
+    container["Mounts"] = [{"Destination": "/workspace", "Source": str(project)}]
     container["Config"] = {"Image": config.image, "Env": [f"HOST_CWD={project}"]}
     image = {"Id": "sha256:1", "RepoTags": [config.image], "RootFS": {}}
     (project / "answer").write_text(json.dumps([container, image]))
     write_stub(stub_path, "docker", f'[ "$1" != inspect ] || cat "{project}/answer"')
     monkeypatch.setenv("PATH", f"{stub_path}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_HOST", "tcp://engine.example:2375")
-    record = tazpod.private_folder(config.run_folder) / "pod.json"
-    record.write_bytes(tazpod._tool_record(config, Container(ID, "running", "", None)))
+    tazpod.private_folder(config.run_folder)
+    container = Container(ID, "running", "", None, name=config.container_name)
+    tazpod.remember_container(config, container, fitted=tazpod.fitting(config))
     with tazpod.locked_file(config.run_folder / tazpod.GUARD_LOCK, "guarding"):
         yield project
 
@@ -162,7 +165,14 @@ def test_the_status_of_another_version_is_understood_as_far_as_it_goes(
     running: Path, stub_path: Path
 ) -> None:
     told = json.dumps({"project": "/workspace", "vault_open": True, "what_came_later": 1})
-    write_stub(stub_path, "docker", f"""[ $1 = inspect ] && cat "{running}/answer" || echo '{told}'""")
+    write_stub(
+        stub_path,
+        "docker",
+        f"""case $* in
+      inspect*) cat "{running}/answer" ;;
+      exec*) echo '{told}' ;;
+    esac""",
+    )
     done = run_cli("status", "--json", cwd=running)
     assert done.returncode == tazpod.UNWELL, done.stderr
     assert json.loads(done.stdout)["vault"]["open"] is True

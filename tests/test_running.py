@@ -970,6 +970,24 @@ def test_a_lease_lives_as_long_as_the_process_that_holds_it(tmp_path):
     assert tazpod.sessions(folder) == {}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="what a container was made with is believed of root alone")
+def test_where_the_locks_of_host_sides_are_not_seen_a_session_lives_as_its_shell_does(tmp_path, monkeypatch):
+    made = tmp_path / "made.json"
+    made.write_text('{"sees_locks": false}')
+    monkeypatch.setattr(tazpod, "POD_MADE", str(made))
+    folder = tmp_path / ".tazpod/run"
+    folder.mkdir(parents=True)
+    for name in ("new", "shown"):
+        (folder / f"{name}.session").touch()  # nobody seems to hold it, whether the host side lives or not
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as shell:
+        (folder / "shown.shell").write_text(Path(f"/proc/{shell.pid}/stat").read_text())
+        assert tazpod.end_dead_sessions(folder) == ([], 2)
+        shell.kill()
+    assert tazpod.end_dead_sessions(folder) == ([folder / "shown.session"], 1)
+    made.write_text("{}")
+    assert tazpod.end_dead_sessions(folder)[1] == 0
+
+
 def test_leaving_ends_ones_own_session_and_counts_the_others(tmp_path):
     config = tazpod.Config(tmp_path, "x-lab")
     with contextlib.ExitStack() as stack:

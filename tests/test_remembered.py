@@ -1,0 +1,86 @@
+"""What a container was made with counts, whatever config.yaml says by now; which project it belongs to."""
+
+from __future__ import annotations
+
+import json
+
+import enginelib
+import pytest
+import yaml
+from enginelib import PASSPHRASE, Place, docker
+
+import tazpod
+
+place = enginelib.place
+pytestmark = pytest.mark.engine
+
+EDITS = ["user: dev", "features.ghost_mode: false", "container_name: NEW"]
+
+
+@pytest.fixture
+def open_place(place: Place) -> Place:
+    """A project with an open vault, and in it what was never saved."""
+    place.init().ok("unlock", passphrase=PASSPHRASE)
+    place.reads("echo precious > ~/secrets/first")
+    return place
+
+
+def edit(place: Place, line: str) -> str:
+    """Edit config.yaml while the vault is open, and approve nothing; gives the text of before."""
+    path = place.folder / tazpod.CONFIG_PATH
+    before = path.read_text()
+    key, _, value = line.replace("NEW", f"{place.name}-new").partition(": ")
+    text = yaml.safe_load(before)
+    section, _, leaf = key.rpartition(".")
+    (text[section] if section else text)[leaf] = yaml.safe_load(value)
+    path.write_text(yaml.safe_dump(text))
+    return before
+
+
+def kept(place: Place, config: str) -> dict[str, str]:
+    """What the sealed vault holds, with the config as it was."""
+    (place.folder / tazpod.CONFIG_PATH).write_text(config)
+    place.ok("trust")
+    place.ok("unlock", passphrase=PASSPHRASE)
+    names = place.reads("ls ~/secrets").split()
+    return {name: place.reads(f"cat ~/secrets/{name}") for name in names}
+
+
+@pytest.mark.parametrize("line", EDITS)
+def test_an_edit_while_the_vault_is_open_loses_nothing_and_hides_nothing(
+    open_place: Place, line: str
+) -> None:
+    before = edit(open_place, line)
+    status = json.loads(open_place.run("status", "--json").stdout)
+    assert status["vault"]["open"] is True and status["container"]["name"] == open_place.name
+    assert f"the config: {line.partition(':')[0]} changed" in status["container"]["drift"]
+    rows = json.loads(open_place.ok("list", "--json"))
+    assert [row["vault"] for row in rows if row["name"] == open_place.name] == ["open"]
+    assert "saved (1 file" in open_place.ok("save")
+    open_place.reads("echo more > ~/secrets/second")
+    said = open_place.ok("lock")
+    assert "saved (2 files" in said and "the vault is locked" in said and open_place.is_shut()
+    assert "the vault is locked already" in open_place.ok("lock")
+    assert kept(open_place, before) == {"first": "precious", "second": "more"}
+    open_place.reads("echo last > ~/secrets/third")
+    edit(open_place, line)
+    assert f"the container {open_place.name} is removed" in open_place.ok("down")
+    assert docker("ps", "-aq", "--filter", f"name={open_place.name}") == ""
+    assert kept(open_place, before)["third"] == "last"
+
+
+@pytest.mark.parametrize("line", EDITS)
+def test_recreate_saves_what_the_container_of_before_holds(open_place: Place, line: str) -> None:
+    before = edit(open_place, line)
+    open_place.ok("trust")
+    done = open_place.run("up", "--recreate")
+    assert "saved (1 file" in done.stderr and "the vault is locked" in done.stderr
+    names = docker("ps", "-a", "--format", "{{.Names}}", "--filter", f"name={open_place.name}").split()
+    if line.startswith("user"):  # the image has no such account; the secret is safe before that is known
+        assert (done.returncode, names) == (1, [open_place.name])
+        assert "the image has no account named dev" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert names == [open_place.name + "-new" * line.startswith("container_name")]
+    assert "the container" in open_place.ok("down", "--discard")
+    assert kept(open_place, before) == {"first": "precious"}
