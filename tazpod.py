@@ -636,7 +636,7 @@ def ask_new_passphrase() -> bytes:
 # - A secret goes in by a descriptor: a pipe (`secret_fd`), a file in RAM (`memory_file`), or standard
 #   input where a program takes it by no other way (`capture` with data, `stream`).  It is never a word
 #   of the call, a variable of the environment, or a file on a disk.
-# - What a program changes, a dry run only shows: `act`, `start`, `succeed`, `stream`, `run_foreground`.
+# - What a program changes, a dry run only shows: `act`, `launch`, `succeed`, `stream`, `run_foreground`.
 #   `capture` is for what only looks, and runs then as well.
 # - Every status is read.  What failed is said by whoever called; why, in the program's own line.
 # - Nothing runs for ever but what a person works in.
@@ -819,7 +819,7 @@ def act(
     return capture(argv, data, pass_fds=pass_fds, limit=limit, env=env)
 
 
-def start(argv: Sequence[str], **options: Any) -> Any:
+def launch(argv: Sequence[str], **options: Any) -> Any:
     """`spawn` for a program that changes something and goes on by itself; None in a dry run."""
     if OPTIONS.dry_run:
         show(argv)
@@ -1465,10 +1465,10 @@ def chosen_engine(config: Config) -> str:
         raise UsageError(f"TAZPOD_ENGINE: {choice!r} is no engine", "auto, docker or podman")
     if choice != "auto":
         return choice
-    docker, podman = on_path("docker"), on_path("podman")
-    if not podman:
+    docker_path = on_path("docker")
+    if not on_path("podman"):
         return "docker"
-    if not docker or is_podman(docker):
+    if not docker_path or is_podman(docker_path):
         return "podman"
     kept = remembered_engine(config.project)
     if kept or os.environ.get("DOCKER_HOST"):
@@ -2408,8 +2408,8 @@ def network_name(mtu: int) -> str:
 
 def network_argv(config: Config, mtu: int) -> list[str]:
     """docker-network-create(1): Docker's own bridge keeps 1500, and TLS hangs behind a narrower route."""
-    option = f"{ENGINES[config.program].mtu_option}={mtu}"
-    return [config.program, "network", "create", "--opt", option, network_name(mtu)]
+    setting = f"{ENGINES[config.program].mtu_option}={mtu}"
+    return [config.program, "network", "create", "--opt", setting, network_name(mtu)]
 
 
 def create_network(config: Config, mtu: int) -> None:
@@ -4851,12 +4851,12 @@ def parse_remote(answer: Mapping[str, Any]) -> Remote:
     metadata = answer.get("Metadata")
     if not isinstance(metadata, dict):
         metadata = {}
-    digest, push = str(metadata.get("content-sha256", "")), str(metadata.get("tazpod-push", ""))
+    digest, push_id = str(metadata.get("content-sha256", "")), str(metadata.get("tazpod-push", ""))
     if not DIGEST.fullmatch(digest):
         digest = ""
-    if not PUSH_ID.fullmatch(push):
-        push = ""
-    return Remote(etag, size, digest, push, modified)
+    if not PUSH_ID.fullmatch(push_id):
+        push_id = ""
+    return Remote(etag, size, digest, push_id, modified)
 
 
 def head(storage: Storage, key: str = LATEST_KEY) -> Remote | None:
@@ -4900,20 +4900,20 @@ def too_old(error: StorageError) -> bool:
     return error.code == UNKNOWN_OPTIONS
 
 
-def put_words(path: object, digest: str, base: Remote | None, push: str) -> tuple[str, ...]:
+def put_words(path: object, digest: str, base: Remote | None, push_id: str) -> tuple[str, ...]:
     """What put-object is told: what goes there, and, last, which version it replaces."""
     condition = ("--if-match", base.etag) if base else ("--if-none-match", "*")
-    metadata = f"content-sha256={digest},tazpod-push={push}"
+    metadata = f"content-sha256={digest},tazpod-push={push_id}"
     return ("--key", LATEST_KEY, "--body", str(path), "--metadata", metadata, *condition)
 
 
-def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push: str) -> Remote | None:
+def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_id: str) -> Remote | None:
     """Put a sealed file in the place of `base`, or of nothing; None when another was faster.
 
     Read back before it is believed.  A retry of aws's own after a lost answer looks like a
-    conflict, so the object is looked at for the id of this `push` before it is called one.
+    conflict, so the object is looked at for the id of this push before it is called one.
     """
-    *words, condition, value = put_words(path, digest, base, push)
+    *words, condition, value = put_words(path, digest, base, push_id)
     try:
         s3(storage, "put-object", *words, condition, value)
     except StorageError as error:
@@ -4926,9 +4926,9 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push:
         elif error.code not in (*CONFLICT_CODES, *ABSENT_CODES) or error.code == "NoSuchBucket":
             raise
     if OPTIONS.dry_run:
-        return Remote("", 0, digest, push, "")
+        return Remote("", 0, digest, push_id, "")
     now = head(storage)
-    if now is None or now.push != push:
+    if now is None or now.push != push_id:
         return None
     if now.size != path.stat().st_size:
         raise StorageError(f"storage {storage.bucket}: the pushed vault came there damaged")
@@ -6103,7 +6103,7 @@ class Task:
         try:
             with open(os.devnull, "r+b") as nothing:
                 fd = nothing.fileno()
-                self.process = start(argv, stdin=fd, stdout=fd, stderr=self.talk)
+                self.process = launch(argv, stdin=fd, stdout=fd, stderr=self.talk)
         except TazpodError:
             os.close(self.talk)
             raise
@@ -6178,7 +6178,7 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
     watch.settle(log)
     dead, alive = end_dead_sessions(folder)
     if not is_open(vault):
-        rest(config, vault, dead, watch, log)
+        clear_up(config, vault, dead, watch, log)
         return
     if alive:
         forget(dead)  # who leaves last locks
@@ -6197,7 +6197,7 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
         keep_in_step(config, vault, watch, log)
 
 
-def rest(config: Config, vault: Vault, dead: Sequence[Path], watch: Watch, log: Any) -> None:
+def clear_up(config: Config, vault: Vault, dead: Sequence[Path], watch: Watch, log: Any) -> None:
     """With a locked vault: clear up what killed ones have left, in RAM and in the run folder."""
     watch.lock.pause = watch.lock.due = 0.0
     now = time.monotonic()
@@ -6294,7 +6294,7 @@ def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
     with contextlib.ExitStack() as stack:
         try:
             # A second's patience: whoever only looks at the lock holds it for a moment.
-            lock = stack.enter_context(locked_file(folder / GUARD_LOCK, "guarding", wait=1.0))
+            held = stack.enter_context(locked_file(folder / GUARD_LOCK, "guarding", wait=1.0))
         except Busy:
             return
         log = guard_log()
@@ -6310,7 +6310,7 @@ def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
                 if ended:
                     log.info("ended by signal %d", ended[0])
                     return
-                if tool_stamp() != own or not is_same_file(folder / GUARD_LOCK, lock):
+                if tool_stamp() != own or not is_same_file(folder / GUARD_LOCK, held):
                     break
             time.sleep(tick)
         time.sleep(tick)  # until all of the newer one is there
@@ -6365,9 +6365,9 @@ def the_project(what: str = ACTS, project: Path | None = None) -> Config:
 
 def init_project(project: Path, image: str = "", name: str = "") -> None:
     """Write the envelope; what is there already stays as it is."""
-    for value, pattern, option in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
+    for value, pattern, flag in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
         if value and not pattern.fullmatch(value):
-            raise UsageError(f"{option}: Docker does not accept {value!r}")
+            raise UsageError(f"{flag}: Docker does not accept {value!r}")
     private_folder(project / ENVELOPE)
     private_folder(project / ENVELOPE / "vault")
     remember_project(project)
@@ -6743,7 +6743,7 @@ def start_guard(folder: Path) -> None:
         return
     with open(os.devnull, "r+b") as nothing:
         fd = nothing.fileno()
-        start([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
+        launch([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
 
 
 def agree_to_upgrade() -> None:
@@ -6830,7 +6830,7 @@ def before_lock(command: str) -> None:
         return
     nothing, process = subprocess.DEVNULL, None
     try:
-        process = start(["bash", "-lc", command], stdin=nothing, stdout=2, stderr=2, cwd=WORKSPACE)
+        process = launch(["bash", "-lc", command], stdin=nothing, stdout=2, stderr=2, cwd=WORKSPACE)
         code = process.wait(timeout=TIME_LIMIT) if process else OK
         if code != 0:
             warn(f"hooks.pre_lock ended with status {code}")
