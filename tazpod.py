@@ -4694,7 +4694,8 @@ def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
     import tempfile
 
     home = home_folder()
-    settings, credentials = checked_settings(aws_config_file()), aws_credentials_file()
+    settings = checked_settings(aws_config_file())
+    credentials = aws_credentials_file()
     checked_settings(credentials)
     memory = "/dev/shm"
     if not os.path.isdir(memory):
@@ -4762,24 +4763,32 @@ def ask_aws(
 
 
 def without_tokens(text: str) -> str:
-    """A message without what looks like a key or token: a server may send back what it was sent."""
+    """A message without what looks like a key or a token: a server may send back what it was sent."""
 
     def shown(found: re.Match[str]) -> str:
         word = found[0]
-        mixed = all(re.search(kind, word) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
-        return "[...]" if mixed else word
+        if all(re.search(kind, word) for kind in ("[a-z]", "[A-Z]", "[0-9]")):
+            return "[...]"
+        return word
 
     return re.sub(r"[A-Za-z0-9/+=_-]{32,}", shown, text)
 
 
+def error_code(result: Result) -> str:
+    """The service's own word for what went wrong; '' when it was not the service that refused."""
+    found = re.search(r"An error occurred \(([^)]*)\)", result.err)
+    if found is None:
+        if result.code == 252 and UNKNOWN_OPTIONS in result.err:
+            return UNKNOWN_OPTIONS
+        return ""
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,100}", found[1]):
+        return found[1]
+    return "unknown"
+
+
 def aws_error(result: Result, what: str) -> StorageError:
     """The error of a call that failed: what the service said, or that it never answered."""
-    found = re.search(r"An error occurred \(([^)]*)\)", result.err)
-    code = ""
-    if found:
-        code = found[1] if re.fullmatch(r"[A-Za-z0-9._-]{1,100}", found[1]) else "unknown"
-    elif result.code == 252 and UNKNOWN_OPTIONS in result.err:
-        code = UNKNOWN_OPTIONS
+    code = error_code(result)
     if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
         return StorageError(f"{what}: the login has expired, or there is none", LOGIN_HINT, code)
     reason = without_tokens(error_line(result.err)) or f"aws status {result.code}"
@@ -4788,10 +4797,11 @@ def aws_error(result: Result, what: str) -> StorageError:
 
 def s3_argv(storage: Storage, operation: str, *words: str) -> list[str]:
     """One call of `aws s3api` on the bucket."""
-    place = ["s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
-    limits = ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
-    endpoint = ["--endpoint-url", storage.endpoint] if storage.endpoint else []
-    return aws_argv(*place, *limits, *endpoint, *words)
+    argv = ["s3api", operation, "--bucket", storage.bucket, "--region", storage.region]
+    argv += ["--output", "json", "--cli-connect-timeout", "10", "--cli-read-timeout", f"{READ_LIMIT:g}"]
+    if storage.endpoint:
+        argv += ["--endpoint-url", storage.endpoint]
+    return aws_argv(*argv, *words)
 
 
 def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[str, Any]:
@@ -4799,14 +4809,18 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
 
     The keys of an open vault go through a file in RAM that only this call can see.
     """
-    profile, keys = storage.profile, ""
+    profile = storage.profile
+    keys = ""
     if storage.key_id:
         profile = KEYS_PROFILE
-        lines = (f"[{KEYS_PROFILE}]", f"aws_access_key_id={storage.key_id}")
-        keys = "\n".join((*lines, f"aws_secret_access_key={storage.secret_key}", ""))
-    limit = storage.limit
-    if not limit:
-        limit = TRANSFER_LIMIT if operation in ("get-object", "put-object") else CALL_LIMIT
+        keys = (
+            f"[{KEYS_PROFILE}]\n"
+            f"aws_access_key_id={storage.key_id}\n"
+            f"aws_secret_access_key={storage.secret_key}\n"
+        )
+    limit = storage.limit or CALL_LIMIT
+    if not storage.limit and operation in ("get-object", "put-object"):
+        limit = TRANSFER_LIMIT
     _, *argv = s3_argv(storage, operation, *words)
     changes = operation not in LOOKING
     result = ask_aws(*argv, profile=profile, keys=keys, limit=limit, changes=changes)
@@ -4846,14 +4860,16 @@ def parse_remote(answer: Mapping[str, Any]) -> Remote:
     Without an etag, a size and a time it was not the storage that answered.  The metadata are those of
     whoever wrote the object; what is in no form of ours is as if it were not there.
     """
-    etag, size = answered(answer, "ETag", ETAG), answered_size(answer, "ContentLength")
+    etag = answered(answer, "ETag", ETAG)
+    size = answered_size(answer, "ContentLength")
     modified = answered(answer, "LastModified", MOMENT)
     metadata = answer.get("Metadata")
     if not isinstance(metadata, dict):
         metadata = {}
-    digest, push_id = str(metadata.get("content-sha256", "")), str(metadata.get("tazpod-push", ""))
+    digest = str(metadata.get("content-sha256", ""))
     if not DIGEST.fullmatch(digest):
         digest = ""
+    push_id = str(metadata.get("tazpod-push", ""))
     if not PUSH_ID.fullmatch(push_id):
         push_id = ""
     return Remote(etag, size, digest, push_id, modified)
@@ -4886,7 +4902,8 @@ def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | 
     remote = parse_remote(answer)
     fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        digest, size = digest_fd(fd), os.fstat(fd).st_size
+        digest = digest_fd(fd)
+        size = os.fstat(fd).st_size
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -4902,9 +4919,18 @@ def too_old(error: StorageError) -> bool:
 
 def put_words(path: object, digest: str, base: Remote | None, push_id: str) -> tuple[str, ...]:
     """What put-object is told: what goes there, and, last, which version it replaces."""
-    condition = ("--if-match", base.etag) if base else ("--if-none-match", "*")
     metadata = f"content-sha256={digest},tazpod-push={push_id}"
-    return ("--key", LATEST_KEY, "--body", str(path), "--metadata", metadata, *condition)
+    words = ("--key", LATEST_KEY, "--body", str(path), "--metadata", metadata)
+    if base:
+        return (*words, "--if-match", base.etag)
+    return (*words, "--if-none-match", "*")
+
+
+def etag_of(remote: Remote | None) -> str:
+    """The etag of an object; '' when there is none."""
+    if remote is None:
+        return ""
+    return remote.etag
 
 
 def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_id: str) -> Remote | None:
@@ -4919,8 +4945,7 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
     except StorageError as error:
         if too_old(error):
             warn("this aws is too old for conditional writes: two pushes at once may lose one")
-            now = head(storage)
-            if (now.etag if now else "") != (base.etag if base else ""):
+            if etag_of(head(storage)) != etag_of(base):
                 return None
             s3(storage, "put-object", *words)
         elif error.code not in (*CONFLICT_CODES, *ABSENT_CODES) or error.code == "NoSuchBucket":
@@ -4937,7 +4962,9 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
 
 def version_key(name: str) -> str:
     """The key in the storage of a version with this name; '' when no version can have it."""
-    return f"{HISTORY_PREFIX}{name}.tar.aes" if VERSION_NAME.fullmatch(name) else ""
+    if not VERSION_NAME.fullmatch(name):
+        return ""
+    return f"{HISTORY_PREFIX}{name}.tar.aes"
 
 
 def version_in(key: object) -> str:
@@ -4945,7 +4972,9 @@ def version_in(key: object) -> str:
     if not isinstance(key, str):
         raise StorageError("the storage's answer makes no sense: Key")
     name = key[len(HISTORY_PREFIX) : -len(".tar.aes")]
-    return name if version_key(name) == key else ""
+    if version_key(name) != key:
+        return ""
+    return name
 
 
 def list_history(storage: Storage) -> dict[str, Remote]:
@@ -4956,9 +4985,11 @@ def list_history(storage: Storage) -> dict[str, Remote]:
     found = {}
     for item in items:
         if version_in(item.get("Key")):
-            etag, size = answered(item, "ETag", ETAG), answered_size(item, "Size")
-            found[item["Key"]] = Remote(etag, size, "", "", answered(item, "LastModified", MOMENT))
-    return dict(sorted(found.items(), key=lambda pair: version_order(pair[0])))
+            etag = answered(item, "ETag", ETAG)
+            size = answered_size(item, "Size")
+            modified = answered(item, "LastModified", MOMENT)
+            found[item["Key"]] = Remote(etag, size, "", "", modified)
+    return {key: found[key] for key in sorted(found, key=version_order)}
 
 
 def version_order(key: str) -> tuple[str, int]:
@@ -4970,8 +5001,9 @@ def version_order(key: str) -> tuple[str, int]:
 def history_key(modified: str, etag: str, taken: Mapping[str, str]) -> str:
     """Where a version belongs in the history: its time as YYYYMMDDTHHMMSS, told apart if taken."""
     digits = re.sub(r"\D", "", modified)[:14]
-    stem, number = f"vault-{digits[:8]}T{digits[8:]}", 1
+    stem = f"vault-{digits[:8]}T{digits[8:]}"
     key = version_key(stem)
+    number = 1
     while taken.get(key, etag) != etag:
         number += 1
         key = version_key(f"{stem}-{number}")
@@ -5035,8 +5067,9 @@ def honours_conditions(storage: Storage) -> bool:
 
 def bucket_calls(storage: Storage) -> list[tuple[str, ...]]:
     """The calls that make the bucket private, versioned and encrypted: what for, operation, words."""
-    place = f"LocationConstraint={storage.region}"
-    where = () if storage.region == "us-east-1" else ("--create-bucket-configuration", place)
+    where: tuple[str, ...] = ()
+    if storage.region != "us-east-1":  # S3 refuses to be told the region where it began
+        where = ("--create-bucket-configuration", f"LocationConstraint={storage.region}")
     block = "BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true"
     rule = '{"Rules":[{"ApplyServerSideEncryptionByDefault":{"SSEAlgorithm":"AES256"}}]}'
     return [
@@ -5377,20 +5410,30 @@ def watching(config: Config, session: Session) -> Iterator[None]:
 # -- the vault and its copy in the storage
 
 
+def key_in_vault(vault: Vault, name: str) -> str:
+    """A key of AWS that lies in the open vault under a name, written either way; '' when none does."""
+    for style in (f"aws_{name}", f"aws-{name.replace('_', '-')}"):
+        path = vault.mount / style
+        try:
+            key = path.read_text().strip().strip("'\"")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if not re.fullmatch(r"[!-~]+", key):
+            raise StorageError(f"{path}: does not hold one key in one line")
+        return key
+    return ""
+
+
 def storage_of(config: Config, vault: Vault) -> Storage:
     """The storage, with credentials in the order of docs/contract.md."""
     storage = Storage(config.aws_bucket, config.aws_region, config.aws_profile, config.aws_endpoint)
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return storage._replace(profile="")
-    found = []
-    for name in ("access_key_id", "secret_access_key"):
-        for style in (f"aws_{name}", f"aws-{name.replace('_', '-')}"):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                found.append((vault.mount / style).read_text().strip().strip("'\""))
-                if not re.fullmatch(r"[!-~]+", found[-1]):
-                    raise StorageError(f"{vault.mount / style}: does not hold one key in one line")
-                break
-    return storage._replace(key_id=found[0], secret_key=found[1]) if len(found) == 2 else storage
+    key_id = key_in_vault(vault, "access_key_id")
+    secret_key = key_in_vault(vault, "secret_access_key")
+    if key_id and secret_key:
+        return storage._replace(key_id=key_id, secret_key=secret_key)
+    return storage
 
 
 def uses_storage(config: Config, vault: Vault) -> bool:
@@ -5400,23 +5443,32 @@ def uses_storage(config: Config, vault: Vault) -> bool:
 
 def has_credentials(storage: Storage, vault: Vault) -> bool:
     """Whether there is something to ask the storage with: keys, or what a login has left."""
-    return bool(storage.key_id or not storage.profile or any((vault.home / ".aws/sso/cache").glob("*")))
+    if storage.key_id or not storage.profile:
+        return True
+    return any((vault.home / ".aws/sso/cache").glob("*"))
 
 
 def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -> str:
-    """How the sealed vault stands to the storage's, by what both had at the last sync."""
+    """How the sealed vault, by its digest, stands to the storage's, by what both had at the last sync."""
+    if remote is None and not sealed:
+        return "empty"
     if remote is None:
-        return "ahead" if sealed else "empty"
+        return "ahead"
     if not sealed:
         return "behind"
     if remote.digest == sealed:
         return "in sync"
-    changed_here, changed_there = sealed != base.get("digest", ""), remote.etag != base.get("etag", "")
-    if not changed_there:
-        return "ahead" if changed_here else "in sync"
-    if remote.digest in base.get("past", "").split():
+    changed_here = sealed != base.get("digest", "")
+    changed_there = remote.etag != base.get("etag", "")
+    if changed_there and remote.digest in base.get("past", "").split():
         return "older"
-    return "diverged" if changed_here else "behind"
+    if changed_here and changed_there:
+        return "diverged"
+    if changed_there:
+        return "behind"
+    if changed_here:
+        return "ahead"
+    return "in sync"
 
 
 # What remote.json may hold, and in which form.
@@ -5460,7 +5512,9 @@ def write_base(vault: Vault, config: Config, **facts: str) -> None:
 def base_of(vault: Vault, config: Config) -> dict[str, str]:
     """What was last synced with the bucket of the config; nothing that another bucket said."""
     base = read_base(vault)
-    return base if base.get("bucket") == config.aws_bucket else {}
+    if base.get("bucket") != config.aws_bucket:
+        return {}
+    return base
 
 
 def synced(vault: Vault, config: Config, etag: str, digest: str) -> None:
@@ -5555,27 +5609,47 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
                 raise VaultError(f"{vault.sealed}: there is no sealed vault to push")
             copy_file(vault.sealed, snapshot)
             size = vault.sealed.stat().st_size
-        base, present = base_of(vault, config), head(storage)
-        if present and (present.digest, present.size) == (digest, size):
+        base = base_of(vault, config)
+        present = head(storage)
+        if present and present.digest == digest and present.size == size:
             synced(vault, config, present.etag, digest)
             return False
-        ours = present and present.push == base.get("pushing", "none")  # its answer was lost
-        if not force and not ours and (present.etag if present else "") != base.get("etag", ""):
-            write_base(vault, config, **{**base, "conflict": digest})
-            if present is None:
-                raise conflict(f"{storage.bucket} held a vault at the last sync and holds none now")
-            if is_older(vault, base, present):
-                raise conflict(f"{storage.bucket} holds an older version, which was replaced before")
-            raise conflict(f"{storage.bucket} holds a vault that this machine has not seen")
-        now, push_id = None, random_hex(16)
-        if present is None or copy_to_history(storage, present, config.vault_retention):
-            write_base(vault, config, **{**base, "pushing": push_id})
-            now = upload(storage, snapshot, digest, present, push_id)
-        if now is None:
-            write_base(vault, config, **{**base, "conflict": digest})
-            raise conflict("another machine pushed at the same time")
-        synced(vault, config, now.etag, digest)
-        return True
+        reason = ""
+        if not force:
+            reason = why_not_replaced(vault, storage, base, present)
+        if not reason:
+            now = replace_remote(config, vault, snapshot, digest, present)
+            if now:
+                synced(vault, config, now.etag, digest)
+                return True
+            reason = "another machine pushed at the same time"
+        write_base(vault, config, **{**base, "conflict": digest})
+        raise conflict(reason)
+
+
+def why_not_replaced(vault: Vault, storage: Storage, base: Mapping[str, str], present: Remote | None) -> str:
+    """What in the storage this machine has not seen, and must not replace unasked; '' for nothing."""
+    if etag_of(present) == base.get("etag", ""):
+        return ""
+    if present is None:
+        return f"{storage.bucket} held a vault at the last sync and holds none now"
+    if present.push and present.push == base.get("pushing"):
+        return ""  # our own push, whose answer was lost
+    if is_older(vault, base, present):
+        return f"{storage.bucket} holds an older version, which was replaced before"
+    return f"{storage.bucket} holds a vault that this machine has not seen"
+
+
+def replace_remote(
+    config: Config, vault: Vault, snapshot: Path, digest: str, present: Remote | None
+) -> Remote | None:
+    """Put a sealed file in the place of the present object, which the history keeps; None as `upload`."""
+    storage = storage_of(config, vault)
+    if present and not copy_to_history(storage, present, config.vault_retention):
+        return None
+    push_id = random_hex(16)
+    write_base(vault, config, **{**base_of(vault, config), "pushing": push_id})
+    return upload(storage, snapshot, digest, present, push_id)
 
 
 def refuse_older(vault: Vault, config: Config, remote: Remote) -> None:
@@ -6848,11 +6922,16 @@ def push_before_leaving(config: Config, vault: Vault) -> None:
     if sealed_digest(vault) == base.get("digest") or "conflict" in base:
         return
     try:
-        if uses_storage(config, vault):
-            result = act([POD_LAUNCHER, "push"], limit=EXIT_LIMIT)
-            progress("pushed" if result.code == 0 else f"saved here, but not pushed: {result.reason}")
+        if not uses_storage(config, vault):
+            return
+        result = act([POD_LAUNCHER, "push"], limit=EXIT_LIMIT)
     except TazpodError as error:
         say(f"saved here, but not pushed: {error}")
+        return
+    if result.code == 0:
+        progress("pushed")
+    else:
+        progress(f"saved here, but not pushed: {result.reason}")
 
 
 @forwarded
@@ -6912,37 +6991,48 @@ def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
 
 def profile_text(config: Config, path: Path) -> str:
     """The AWS config file with the login profile that config.yaml describes; '' if it says too little."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    name, sections = config.aws_profile, set(re.findall(r"^\[(.+?)\]", text, re.MULTILINE))
+    text = ""
+    with contextlib.suppress(FileNotFoundError):  # then it is made
+        text = read_shared(path).decode(errors="replace")
+    sections = re.findall(r"^\[(.+?)\]", text, re.MULTILINE)
+    name = config.aws_profile
     if f"profile {name}" in sections:
         return text
     if not (config.aws_start_url and config.aws_account_id and config.aws_role_name):
         return ""
-    profile = {
-        "sso_session": name,
-        "sso_account_id": config.aws_account_id,
-        "sso_role_name": config.aws_role_name,
-        "region": config.aws_region,
+    wanted = {
+        f"profile {name}": {
+            "sso_session": name,
+            "sso_account_id": config.aws_account_id,
+            "sso_role_name": config.aws_role_name,
+            "region": config.aws_region,
+        },
+        f"sso-session {name}": {
+            "sso_start_url": config.aws_start_url,
+            "sso_region": config.aws_region,
+            "sso_registration_scopes": "sso:account:access",
+        },
     }
-    session = {
-        "sso_start_url": config.aws_start_url,
-        "sso_region": config.aws_region,
-        "sso_registration_scopes": "sso:account:access",
-    }
-    for section, values in ((f"profile {name}", profile), (f"sso-session {name}", session)):
-        if section not in sections:
-            lines = [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
-            text = f"{text.rstrip()}\n\n".lstrip() + "\n".join(lines)
+    for section, values in wanted.items():
+        if section in sections:
+            continue
+        if text:
+            text = f"{text.rstrip()}\n\n"
+        text += f"[{section}]\n"
+        for key, value in values.items():
+            text += f"{key} = {value}\n"
     return text
 
 
 def write_profile(config: Config, path: Path) -> bool:
     """Put the login profile into the AWS config; False if config.yaml says too little."""
-    text = profile_text(config, path)
-    if text and (not path.exists() or path.read_text(encoding="utf-8") != text):
+    text = profile_text(config, path).encode()
+    if not text:
+        return False
+    if not path.exists() or read_shared(path) != text:
         private_folder(path.parent)
-        write_whole(path, text.encode())
-    return bool(text)
+        write_whole(path, text)
+    return True
 
 
 DEVICE_CODE = "--use-device-code"
@@ -6956,14 +7046,15 @@ def login_argvs(profile: str) -> tuple[list[str], list[str]]:
 @forwarded
 def cmd_login(args: argparse.Namespace, config: Config) -> int:
     """log in to AWS by single sign-on"""
-    vault, profile = pod_vault(config), config.aws_profile
+    vault = pod_vault(config)
+    profile = config.aws_profile
     login_in_ram(vault)
     for name in (".aws/sso/cache", ".aws/cli/cache"):
         make_folders(vault.home, name)  # where aws keeps what the login gives: see `aws_environment`
     ask, sso = login_argvs(profile)
     if not write_profile(config, aws_config_file()):
+        private_folder(aws_config_file().parent)
         with aws_environment() as env:
-            private_folder(aws_config_file().parent)
             code = run_foreground(ask, env={**env, "AWS_CONFIG_FILE": str(aws_config_file())})
         if code != 0:
             raise StorageError(f"the profile {profile} was not set up", "tazpod login tries again")
@@ -7215,14 +7306,20 @@ class Facts(NamedTuple):
 
 
 def epoch(text: str) -> int | None:
-    """A moment as we, the AWS CLI and Docker write it, in seconds of the epoch."""
+    """A moment as we, the AWS CLI and Docker write it, in seconds of the epoch; None for another text."""
     import calendar
 
+    shift = 0
     zone = re.search(r"([+-])(\d\d):(\d\d)$", text[19:])
-    shift = int(f"{zone[1]}1") * (int(zone[2]) * 3600 + int(zone[3]) * 60) if zone else 0
-    with contextlib.suppress(ValueError):
-        return calendar.timegm(time.strptime(text[:19].replace("T", " "), "%Y-%m-%d %H:%M:%S")) - shift
-    return None
+    if zone:
+        shift = int(zone[2]) * 3600 + int(zone[3]) * 60
+        if zone[1] == "-":
+            shift = -shift
+    try:
+        moment = time.strptime(text[:19].replace("T", " "), "%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return None
+    return calendar.timegm(moment) - shift
 
 
 def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> dict[str, Any]:
