@@ -1854,7 +1854,8 @@ def tell_work(path: Path, work: bytes) -> None:
 def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int]:
     """Hold an exclusive flock(2) on a file; host and pod see the same one.  A dry run holds none.
 
-    Where the file is missing and cannot be made, since the disk is read-only, nobody else can hold it.
+    Where the disk is read-only and the file missing, there can be no lock.  Then whoever would wait for
+    it goes on without, since nothing can be written there; whoever asks for it in passing gets none.
     """
     fd = -1
     if not OPTIONS.dry_run:
@@ -1863,6 +1864,8 @@ def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
+            if wait < WAIT_LIMIT:
+                raise Busy(f"{path}: the disk is read-only, so nothing can be locked there") from None
     if fd < 0:
         yield fd
         return
@@ -4179,6 +4182,16 @@ def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
     return check_passphrase(data[:-1] if data.endswith(b"\n") else data)
 
 
+@contextlib.contextmanager
+def writable_or_not() -> Iterator[None]:
+    """On a disk that went read-only, go without: a vault can be opened there, read, and locked again."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+
+
 # -- the vault's words
 
 
@@ -4197,7 +4210,8 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
             ram = mount_tmpfs(vault)
             try:
                 tree = fill(vault, passphrase, ram)
-                write_whole(vault.marker, b"")
+                with writable_or_not():
+                    write_whole(vault.marker, b"")
                 bridge(vault)
                 move_mount(vault.transit, vault.mount)
                 if _device_of(vault.mount) != os.fstat(ram).st_dev:
@@ -4560,7 +4574,8 @@ def take_away(vault: Vault) -> list[str]:
     """Destroy an open vault, or what a killed unlock or lock left of one; for who holds the lock."""
     if is_open(vault):
         set_aside(vault)
-    remove_file(vault.marker)
+    with writable_or_not():
+        remove_file(vault.marker)
     return discard_transit(vault)
 
 

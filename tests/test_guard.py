@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,12 +10,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import enginelib
 import pexpect
 import pytest
 from conftest import write_stub
-from enginelib import PASSPHRASE, SECRETS, Place, docker, eventually
+from enginelib import PASSPHRASE, SECRET, SECRETS, Place, docker, eventually
 from test_sessions import alive, joins, session_files
 
 import tazpod
@@ -162,25 +164,43 @@ def test_the_guard_looks_on_while_a_child_of_its_own_hangs(bad: Place) -> None:
 # -- an unlock whose session dies
 
 
-def test_a_run_killed_while_it_hands_over_the_passphrase_leaves_nothing_open(bad: Place) -> None:
+def slow_docker(place: Place, pattern: str, go: Path) -> str:
+    """A PATH whose docker waits, for calls that match a pattern of sh, until a file is there."""
+    stubs = place.box / f"slow-{go.name}"
+    stubs.mkdir()
+    real = shutil.which("docker")
+    wait = f"touch {go}.waits; until [ -e {go} ]; do sleep 0.1; done"
+    case = f'case "$*" in {pattern}) {wait}; {real} "$@"; code=$?; touch {go}.done; exit $code ;; esac'
+    write_stub(stubs, "docker", f'{case}\nexec {real} "$@"')
+    return f"{stubs}:{place.env['PATH']}"
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_run_killed_while_it_hands_over_the_passphrase_leaves_nothing_open(bad: Place, moment: str) -> None:
     """Its docker client lives on and delivers the passphrase."""
-    bad.reads(f"touch {SLOW}")
+    go, waits = bad.box / f"go-{moment}", "/tmp/gpg.waits"
+    env = dict(bad.env)
+    if moment == "before":
+        env["PATH"] = slow_docker(bad, "*tazpod\\ unlock*", go)
+    else:
+        bad.reads(f"touch {SLOW}")
     read_end, write_end = os.pipe()
     os.write(write_end, PASSPHRASE.encode() + b"\n")
     os.close(write_end)
-    command = subprocess.Popen(
-        [*bad.argv, "run", "--passphrase-fd", str(read_end), "sleep", "987"],
-        cwd=bad.folder,
-        env=bad.env,
-        pass_fds=(read_end,),
-        stderr=subprocess.DEVNULL,
-    )
+    argv = [*bad.argv, "run", "--passphrase-fd", str(read_end), "sleep", "987"]
+    command = subprocess.Popen(argv, cwd=bad.folder, env=env, pass_fds=(read_end,), stderr=subprocess.DEVNULL)
     os.close(read_end)
-    eventually(lambda: bad.inside("test -e /tmp/gpg.waits").returncode == 0, "the unlock is under way")
+    if moment == "before":
+        eventually(Path(f"{go}.waits").exists, "the unlock is to be started")
+    else:
+        eventually(lambda: bad.inside(f"test -e {waits}").returncode == 0, "the unlock is under way")
     command.kill()
     command.wait()
-    bad.reads(f"rm {SLOW}")
-    eventually(lambda: not bad.inside("pgrep -f 'unlock --session'").stdout, "the unlock ends")
+    go.touch()
+    if moment == "before":
+        eventually(Path(f"{go}.done").exists, "the passphrase is delivered")
+    bad.inside(f"rm -f {SLOW}")
+    eventually(lambda: not bad.inside("pgrep -f 'unlock .*--session'").stdout, "the unlock ends")
     eventually(bad.is_shut, "the vault is locked")
     eventually(lambda: not session_files(bad), "nothing is left to do")
 
@@ -244,15 +264,25 @@ def test_a_session_whose_host_side_died_unclaimed_is_no_longer_claimed(lab: Plac
 # -- the disk of the project
 
 
+@contextlib.contextmanager
+def read_only(place: Place) -> Iterator[None]:
+    """The project's disk has gone read-only, on both sides."""
+    # A guard that holds a file open for writing keeps mount(8), not a disk in trouble, from doing this.
+    guard = f"{tazpod.GUARD_WORD[:-1]}[{tazpod.GUARD_WORD[-1]}]"
+    place.reads(f"until mount -o remount,ro,bind /workspace; do pkill -9 -f {guard} || true; done", user="0")
+    subprocess.run(["mount", "--bind", str(place.folder), str(place.folder)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(place.folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place.folder)], check=True)
+        place.reads("mount -o remount,rw,bind /workspace", user="0")
+
+
 def test_with_a_read_only_disk_nobody_is_killed_and_secrets_can_be_read(lab: Place) -> None:
     person = lab.enter()
     shell = person.sh("echo new > ~/secrets/new; echo $$")
-    # A guard that holds a file open for writing keeps mount(8), not a disk in trouble, from doing this.
-    guard = f"{tazpod.GUARD_WORD[:-1]}[{tazpod.GUARD_WORD[-1]}]"
-    lab.reads(f"until mount -o remount,ro,bind /workspace; do pkill -9 -f {guard} || true; done", user="0")
-    subprocess.run(["mount", "--bind", str(lab.folder), str(lab.folder)], check=True)
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(lab.folder)], check=True)
-    try:
+    with read_only(lab):
         eventually(lab.guards, "there is another guard")
         before = log(lab)
         other = lab.terminal()
@@ -264,12 +294,20 @@ def test_with_a_read_only_disk_nobody_is_killed_and_secrets_can_be_read(lab: Pla
         lab.reads("sleep 2.5")  # the guard looks twice
         assert alive(lab, shell), log(lab)[len(before) :]
         assert lab.is_open()
-    finally:
-        subprocess.run(["umount", "-l", str(lab.folder)], check=True)
-        lab.reads("mount -o remount,rw,bind /workspace", user="0")
     assert person.leaves() == 0
     assert lab.is_shut()
     assert opens_with(lab, "new", "new")
+
+
+def test_with_a_read_only_disk_a_vault_is_opened_and_locked_again(lab: Place) -> None:
+    with read_only(lab):
+        lab.ok("unlock", passphrase=PASSPHRASE)
+        assert lab.reads("cat ~/secrets/kept") == SECRET
+        done = lab.run("save", "--force")
+        assert done.returncode == tazpod.FAILED
+        assert "Read-only file system" in done.stderr
+        lab.ok("lock")
+        assert lab.is_shut()
 
 
 # -- what dies under a word
@@ -316,18 +354,10 @@ def test_a_container_that_dies_under_a_word_is_told_with_the_last_save(
 # -- two at once
 
 
-SLOW_DOCKER = """#!/bin/sh
-case "$*" in *-w\\ /workspace*/bin/bash) until [ -e {go} ]; do sleep 0.1; done ;; esac
-exec {docker} "$@"
-"""
-
-
 def test_on_a_slow_engine_two_entries_do_not_swap_their_shells(lab: Place) -> None:
     lab.ok("unlock", passphrase=PASSPHRASE)
-    stubs, go = lab.box / "slow", lab.box / "go"
-    stubs.mkdir(exist_ok=True)
-    write_stub(stubs, "docker").write_text(SLOW_DOCKER.format(go=go, docker=shutil.which("docker")))
-    first = lab.terminal(PATH=f"{stubs}:{lab.env['PATH']}")
+    go = lab.box / "go"
+    first = lab.terminal(PATH=slow_docker(lab, "*-w\\ /workspace*/bin/bash", go))
     run = lab.folder / ".tazpod/run"
     eventually(lambda: list(run.glob("*.session")), "the first has asked for its shell")
     second = lab.terminal()
