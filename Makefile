@@ -8,13 +8,14 @@
 #                on Docker with the storage driver vfs
 #   make check   ruff and mypy
 #   make man     docs/tazpod.1, from the tables that --help is made from
+#   make audit   docs/audit.md, from the builders of the calls
 #   make clean   stop the private engine, remove what was made in this folder
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test engines check man clean
+.PHONY: run test engines check man clean audit
 .DEFAULT_GOAL := run
 
 IMAGE = tazzo/tazpod-ai:latest
@@ -59,6 +60,10 @@ check: .venv/ready
 man: .venv/ready
 	.venv/bin/python docs/man >docs/tazpod.1.new
 	mv docs/tazpod.1.new docs/tazpod.1
+
+audit: .venv/ready
+	.venv/bin/python docs/audit >docs/audit.md.new
+	mv docs/audit.md.new docs/audit.md
 
 clean:
 	tests/engine down
