@@ -4698,6 +4698,20 @@ def checked_settings(path: Path) -> bytes:
     return data
 
 
+def show_caches(home: Path, own: Path) -> None:
+    """Give aws the caches of the login, where they are real folders; a dry run has a copy, in RAM."""
+    import shutil
+
+    if OPTIONS.dry_run:
+        if own.is_relative_to("/dev/shm"):
+            shutil.copytree(home / ".aws/sso/cache", own / "sso/cache")  # aws may renew what it finds
+        return
+    if make_folders(home, ".aws/sso/cache") and make_folders(home, ".aws/cli/cache"):
+        (own / "sso").mkdir()
+        for name in ("sso/cache", "cli/cache"):
+            (own / name).symlink_to(home / ".aws" / name)
+
+
 @contextlib.contextmanager
 def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
     """The environment for every call of aws: it never asks, never pages, never looks for a cloud host.
@@ -4705,7 +4719,6 @@ def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
     Its home is a fresh folder in RAM that holds the login's caches and nothing else: in ~/.aws an
     alias or a model could stand, and aws would run the one and believe the other.
     """
-    import shutil
     import tempfile
 
     home = home_folder()
@@ -4719,12 +4732,8 @@ def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
         own = Path(folder, ".aws")
         (own / "cli").mkdir(parents=True)
         (own / "config").write_bytes(settings)
-        if OPTIONS.dry_run and (home / ".aws/sso/cache").is_dir():
-            shutil.copytree(home / ".aws/sso/cache", own / "sso/cache")  # aws may renew what it finds
-        elif (home / ".aws/sso/cache").is_dir() and make_folders(home, ".aws/cli/cache"):
-            (own / "sso").mkdir()
-            for name in ("sso/cache", "cli/cache"):
-                (own / name).symlink_to(home / ".aws" / name)
+        if (home / ".aws/sso/cache").is_dir():
+            show_caches(home, own)
         environment = {
             "HOME": folder,
             "AWS_CONFIG_FILE": str(own / "config"),
@@ -7006,9 +7015,7 @@ def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
 
 def profile_text(config: Config, path: Path) -> str:
     """The AWS config file with the login profile that config.yaml describes; '' if it says too little."""
-    text = ""
-    with contextlib.suppress(FileNotFoundError):  # then it is made
-        text = read_shared(path).decode(errors="replace")
+    text = checked_settings(path).decode()  # nothing else is copied: the path may be a link to a secret
     sections = re.findall(r"^\[(.+?)\]", text, re.MULTILINE)
     name = config.aws_profile
     if f"profile {name}" in sections:
