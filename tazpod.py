@@ -7702,7 +7702,9 @@ def check_engine(config: Config) -> Iterator[Check]:
     """The engine, its clock, the network, image and container."""
     what, clock = engine_facts(config)
     yield Check("ok", "engine", what)
-    if clock:
+    if not clock:
+        yield Check("ok", "clock", "Podman tells none of its own")
+    else:
         skew = abs((epoch(clock) or 0) - time.time())
         fix = "set the clock of the engine's machine: logins and the storage need it"
         yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
@@ -7738,9 +7740,10 @@ def engine_facts(config: Config) -> tuple[str, str]:
     if result.code == 0:
         info = json.loads(result.out.strip() or b"{}")
     if "ServerVersion" in info:
-        return f"Docker {info['ServerVersion']}, {info.get('OperatingSystem', '')}", str(
-            info.get("SystemTime")
-        )
+        what = f"Docker {info['ServerVersion']}"
+        if "k8s-file" in str(info.get("Plugins")):  # a log driver that Podman alone has
+            what = f"Podman {info['ServerVersion']} behind Docker's socket"
+        return f"{what}, {info.get('OperatingSystem', '')}", str(info.get("SystemTime"))
     try:
         version = info["version"]["Version"]
         rights = {True: "without root", False: "as root"}[info["host"]["security"]["rootless"]]
@@ -7910,8 +7913,9 @@ def cmd_doctor(args: argparse.Namespace) -> int:
     config = Config(project, legal_name(project.name))
     found: list[Check] = []
     try:
+        config = config._replace(program=chosen_engine(config))
         request = read_request(project)
-        config = request.config
+        config = request.config._replace(program=chosen_engine(request.config))
         found += [Check("advice", "config", text, "edit it") for text in request.warnings]
         found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
         if not in_pod():

@@ -194,7 +194,7 @@ def test_a_newer_image_and_another_one_are_told(place: Place) -> None:
     docker("build", "-t", tag, "-", data=f"FROM {IMAGE}\nLABEL build=2\n".encode())
     assert f"older than the image: there is a newer {tag};" in place.ok("up")
     place.configure(f"image: {IMAGE}")
-    assert re.search(f"older than the image: it was made from (localhost/)?{tag};", place.ok("up"))
+    assert re.search(rf"older than the image: it was made from \S*{tag};", place.ok("up"))
     place.ok("up", "--recreate")
     assert "older than" not in place.ok("up")
     assert docker("inspect", "-f", "{{.Config.Image}}", place.name).strip().endswith(IMAGE)

@@ -281,7 +281,7 @@ def test_a_shell_takes_over_what_the_container_knows_and_nothing_else(pod: Place
 def test_the_terminal_reaches_the_shell(shell: str, pod: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TERM", "screen-256color"), ("COLORTERM", "truecolor"), ("LANG", "POSIX")):
         monkeypatch.setenv(name, value)
-    config = tazpod.Config(pod.folder, pod.name, shell=shell)
+    config = tazpod.Config(pod.folder, pod.name, shell=shell, program=enginelib.ENGINE)
     session = tazpod.open_session(config)
     try:
         session.become("session")
