@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from enginelib import PASSPHRASE, Place, docker, eventually
+from enginelib import ENGINE, PASSPHRASE, Place, docker, eventually
 
 import tazpod
 
@@ -281,7 +281,7 @@ def test_a_shell_takes_over_what_the_container_knows_and_nothing_else(pod: Place
 def test_the_terminal_reaches_the_shell(shell: str, pod: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TERM", "screen-256color"), ("COLORTERM", "truecolor"), ("LANG", "POSIX")):
         monkeypatch.setenv(name, value)
-    config = tazpod.Config(pod.folder, pod.name, shell=shell, program=enginelib.ENGINE)
+    config = tazpod.Config(pod.folder, pod.name, shell=shell, program=ENGINE)
     session = tazpod.open_session(config)
     try:
         session.become("session")
