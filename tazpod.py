@@ -130,6 +130,7 @@ ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 TIME_LIMIT = 120.0  # seconds a helper program may take before it counts as hung
 WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
 ATTEMPTS = 3  # at the passphrase, and of the AWS CLI at one call
+SPARSE_LIMIT = 32  # how many times its room an open vault may seem to hold, holes counted
 SHORT_PASSPHRASE = 12  # characters below which a new passphrase is warned about
 PASSPHRASE_LIMIT = 4096  # bytes: a pipe takes so many without a reader
 SHARED_LIMIT = 1 << 20  # bytes of a config or record
@@ -3348,6 +3349,7 @@ class Vault:
     ) -> None:
         self.folder, self.home, self.size, self.keep, self.binds = folder, home, size, keep, binds
         self.sealed, self.history = folder / SEALED_NAME, folder / "history"
+        self.order = folder / ".order"  # the names in the history, as they were added
         self.mount, self.transit = home / "secrets", home / TRANSIT
         self.marker = folder / ".open"  # on disk while the vault is open; its time: the last save
 
@@ -3445,9 +3447,19 @@ def change_mounts(*commands: Sequence[str]) -> Result:
         return act(in_one_call(commands))
 
 
+def bytes_of(size: str) -> int:
+    """A size of the config in bytes."""
+    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1].lower()]
+
+
 def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
-    """mount(8) of a tmpfs of this user's."""
-    options = f"size={size},mode=0700,uid={os.getuid()},gid={os.getgid()},nosuid,nodev,noexec{extra}"
+    """mount(8) of a tmpfs of this user's, with a file for each 512 bytes that it may hold.
+
+    The kernel keeps some 800 bytes of each file, however empty, that its size does not count.
+    """
+    files = max(1024, bytes_of(size) // 512)
+    options = f"size={size},nr_inodes={files},mode=0700,uid={os.getuid()},gid={os.getgid()}"
+    options += f",nosuid,nodev,noexec{extra}"
     return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
 
 
@@ -3484,17 +3496,21 @@ def mount_ram(place: Path, size: str) -> int:
     return fd
 
 
+def must_be_empty(folder: Path) -> None:
+    """Make a folder that a mount is to cover, unless it is there; nothing may lie in it."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise VaultError(f"{folder}: is not a folder")
+    make_folder(folder)
+    if any(folder.iterdir()):
+        raise VaultError(
+            f"{folder}: there are files on the container's disk where only RAM may be",
+            "look at them, move what you need, delete the rest",
+        )
+
+
 def mount_tmpfs(vault: Vault) -> int:
     """Mount a fresh tmpfs on TRANSIT, over an empty folder; a descriptor of it."""
-    for folder in (vault.transit, vault.mount):
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise VaultError(f"{folder}: is not a folder")
-        make_folder(folder)
-        if any(folder.iterdir()):
-            raise VaultError(
-                f"{folder}: there are files on the container's disk where only RAM may be",
-                "look at them, move what you need, delete the rest",
-            )
+    must_be_empty(vault.transit)
     return mount_ram(vault.transit, vault.size)
 
 
@@ -3784,7 +3800,18 @@ def vault_lock(vault: Vault, wait: float = WAIT_LIMIT) -> Iterator[None]:
     """The one lock for everything that reads or writes the sealed file."""
     check_folder(vault)
     with locked_file(vault.folder / ".lock", "working on the vault", wait):
+        sweep(vault)
         yield
+
+
+def sweep(vault: Vault) -> None:
+    """Take away what killed words have left unfinished; for who holds the lock, under which it was made."""
+    stale = list(vault.history.glob(".*.tmp"))
+    for name in (SEALED_NAME, vault.marker.name, vault.order.name):
+        stale += vault.folder.glob(f".{name.lstrip('.')}.*.tmp")
+    with writable_or_not():
+        for path in stale:
+            remove_file(path)
 
 
 def open_sealed_file(path: Path) -> int:
@@ -4004,13 +4031,14 @@ def _oid(dotted: str) -> bytes:
 
 _seq, _octets, _int = partial(_der, 0x30), partial(_der, 0x04), partial(_der, 0x02)
 
-LIST = ("tar", "--list", "--quoting-style=escape")
-
 
 def unpack_argv(root: object) -> list[str]:
-    """tar(1) that unpacks an unsealed vault and names what it unpacked."""
-    options = ("--preserve-permissions", "--no-same-owner", "--warning=no-timestamp")
-    return ["tar", "--extract", "--verbose", *options, "--directory", str(root)]
+    """tar(1) that unpacks an unsealed vault and names what it unpacked.
+
+    It reads on behind the end mark: else what stands there is read or breaks the pipe, as it happens.
+    """
+    options = ("--preserve-permissions", "--no-same-owner", "--warning=no-timestamp", "--ignore-zeros")
+    return ["tar", "--extract", "--verbose", "--quoting-style=escape", *options, "--directory", str(root)]
 
 
 def compare_argv(root: Path) -> list[str]:
@@ -4081,7 +4109,26 @@ class Tree(NamedTuple):
     names: tuple[bytes, ...]
     files: int
     size: int
-    left_out: tuple[str, ...] = ()
+    largest: tuple[int, str]
+    left_out: tuple[str, ...]
+
+
+def unreadable(path: str, error: OSError) -> VaultError:
+    """The error for what lies in the vault and cannot be read, with the command that helps."""
+    hint = ""
+    if error.errno == errno.EACCES:
+        hint = f"chmod u+rX {quoted(path)}"
+        if os.lstat(path).st_uid != os.geteuid():
+            hint = f"sudo chown {os.geteuid()} {quoted(path)}; {hint}"
+    return VaultError(f"{path}: {error.strerror}", hint)
+
+
+def has_attributes(path: bytes) -> bool:
+    """Whether a file has attributes of its user's (xattr(7)): the archive keeps none."""
+    try:
+        return any(name.startswith("user.") for name in os.listxattr(path, follow_symlinks=False))
+    except OSError:  # a file system without them
+        return False
 
 
 def survey(root: Path) -> Tree:
@@ -4094,6 +4141,7 @@ def survey(root: Path) -> Tree:
     left_out: list[str] = []
     first_name: dict[int, bytes] = {}
     files = size = 0
+    largest = (0, "")
     base = os.fsencode(root)
     pending = [b""]
     while pending:
@@ -4101,7 +4149,7 @@ def survey(root: Path) -> Tree:
         try:
             children = sorted(os.listdir(os.path.join(base, folder)))
         except OSError as error:
-            raise VaultError(f"{root}/{os.fsdecode(folder)}: {error.strerror}") from None
+            raise unreadable(f"{root}/{os.fsdecode(folder)}", error) from None
         for child in children:
             name = os.path.join(folder, child)
             if RESERVED.fullmatch(name):
@@ -4113,6 +4161,7 @@ def survey(root: Path) -> Tree:
                 content = b""
                 if kind == stat.S_IFREG:
                     files, size = files + 1, size + info.st_size
+                    largest = max(largest, (info.st_size, os.fsdecode(name)))
                     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                     try:
                         content = digest_data(fd, info.st_size)
@@ -4125,15 +4174,17 @@ def survey(root: Path) -> Tree:
                 elif kind == stat.S_IFDIR:
                     pending.append(name)
                 else:
-                    left_out.append(os.fsdecode(name))
+                    left_out.append(f"{os.fsdecode(name)}: is not a file, folder or link, and is left out")
                     continue
+                if has_attributes(path):
+                    left_out.append(f"{os.fsdecode(name)}: its extended attributes are left out")
             except OSError as error:
-                raise VaultError(f"{os.fsdecode(path)}: {error.strerror}") from None
+                raise unreadable(os.fsdecode(path), error) from None
             names.append(name)
             for part in (name, b"%o %d" % (info.st_mode, info.st_mtime_ns), content):
                 digest.update(b"%d:" % len(part) + part)
     names.sort(key=lambda name: name.split(b"/"))  # tar sets a folder's time when it leaves it, once
-    return Tree(digest.hexdigest(), tuple(names), files, size, tuple(left_out))
+    return Tree(digest.hexdigest(), tuple(names), files, size, largest, tuple(left_out))
 
 
 def tar_names(tree: Tree) -> bytes:
@@ -4142,7 +4193,10 @@ def tar_names(tree: Tree) -> bytes:
 
 
 def read_state(root: Path) -> dict[str, str]:
-    """What is known of the open vault: `tree` and `sealed` digests; empty when nothing is."""
+    """What is known of an open vault: the digests `tree` and `sealed` of the last save; or nothing.
+
+    While a save replaces the sealed file, `next_tree` and `next_sealed` are those that come into force by it.
+    """
     try:
         data = json.loads((root / STATE_FILE).read_text())
     except (OSError, ValueError, RecursionError):
@@ -4150,14 +4204,23 @@ def read_state(root: Path) -> dict[str, str]:
     return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
 
 
+def write_state(root: Path, state: Mapping[str, str]) -> None:
+    """Remember in RAM what was sealed last: in place and never longer, for a full tmpfs has no room."""
+    write_in_place(root / STATE_FILE, json.dumps(dict(state)).encode().ljust(512))
+
+
+def settled_state(vault: Vault, on_disk: str) -> dict[str, str]:
+    """The state of the open vault; that of a save which was killed when it had replaced the sealed file."""
+    state = read_state(vault.mount)
+    if on_disk and on_disk == state.get("next_sealed"):
+        state = {"tree": state.get("next_tree", ""), "sealed": on_disk}
+        write_state(vault.mount, state)
+    return state
+
+
 def is_unsaved(root: Path) -> bool:
     """Whether an open vault, in its place or on TRANSIT, is other than what was sealed last."""
     return survey(root).digest != read_state(root).get("tree")
-
-
-def write_state(folder: Path, tree: str, sealed: str) -> None:
-    """Remember in RAM what was sealed last: in place and never longer, for a full tmpfs has no room."""
-    write_in_place(folder / STATE_FILE, json.dumps({"tree": tree, "sealed": sealed}).encode().ljust(512))
 
 
 def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
@@ -4202,14 +4265,20 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
     """
     with vault_lock(vault):
         if is_open(vault):
+            if passphrase != session_passphrase(vault, sealed_digest(vault)):
+                raise VaultError(
+                    "the vault was opened meanwhile, under another passphrase than this one",
+                    "it is open; the passphrase in force is the one that was typed there",
+                )
             return survey(vault.mount)
         if not new and not has_sealed(vault):
             raise VaultError(f"{vault.sealed}: is not there any more", "tazpod status")
         discard_transit(vault)
         try:
+            must_be_empty(vault.mount)
             ram = mount_tmpfs(vault)
             try:
-                tree = fill(vault, passphrase, ram)
+                tree = unseal_present(vault, passphrase, ram)
                 with writable_or_not():
                     write_whole(vault.marker, b"")
                 bridge(vault)
@@ -4225,21 +4294,29 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
         return tree
 
 
-def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
-    """Unseal into the folder that a descriptor shows, and remember there what is needed to save.
+def unseal_present(vault: Vault, passphrase: bytes, ram: int) -> Tree:
+    """Unpack the sealed file; where there is none, an empty vault begins."""
+    if not has_sealed(vault):
+        return unpack(vault, None, passphrase, ram)[0]
+    sealed = open_sealed_file(vault.sealed)
+    try:
+        return unpack(vault, sealed, passphrase, ram)[0]
+    finally:
+        os.close(sealed)
+
+
+def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tuple[Tree, int]:
+    """Unseal a file into the folder that a descriptor shows, and remember there what is needed to save.
 
     Never by TRANSIT's path: were the tmpfs taken from there, a tar that outlives us would fill a disk.
+    Gives what lies there and how many entries the archive had: names twice and our own names count.
     """
-    root, digest = Path(f"/dev/fd/{ram}"), ""
-    if has_sealed(vault):
-        fd = open_sealed_file(vault.sealed)
-        try:
-            listed = unseal(fd, passphrase, unpack_argv(root), (ram,))
-            if not listed and not OPTIONS.dry_run:
-                raise VaultError("the vault could not be read: tar found nothing in it")
-            digest = digest_fd(fd)
-        finally:
-            os.close(fd)
+    root, digest, listing = Path(f"/dev/fd/{ram}"), "", b""
+    if sealed is not None:
+        listing = unseal(sealed, passphrase, unpack_argv(root), (ram,))
+        if not listing and not OPTIONS.dry_run:
+            raise VaultError("the vault could not be read: tar found nothing in it")
+        digest = digest_fd(sealed)
     for name in (PASSPHRASE_FILE, NEXT_FILE, STATE_FILE):  # Go packed its own
         remove_file(root / name)
     for name in vault.binds:
@@ -4247,8 +4324,8 @@ def fill(vault: Vault, passphrase: bytes, ram: int) -> Tree:
     set_mode(ram, 0o700)
     tree = survey(root)
     write_whole(root / PASSPHRASE_FILE, passphrase)
-    write_state(root, tree.digest if digest else "", digest)
-    return tree
+    write_state(root, {"tree": tree.digest, "sealed": digest} if digest else {})
+    return tree, len(listing.splitlines())
 
 
 def login_in_ram(vault: Vault) -> None:
@@ -4268,12 +4345,39 @@ def tell_lost(vault: Vault) -> None:
 def prove_tmpfs(vault: Vault) -> None:
     """Find out before the passphrase is asked for whether there is RAM to open the vault into."""
     with vault_lock(vault):
-        if not is_open(vault):
+        if is_open(vault):
+            return
+        tell_lost(vault)
+        discard_transit(vault)
+        try:
+            must_be_empty(vault.mount)
+            os.close(mount_tmpfs(vault))
+        finally:
             discard_transit(vault)
-            try:
-                os.close(mount_tmpfs(vault))
-            finally:
-                discard_transit(vault)
+
+
+def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
+    """Do with a sealed file what an unlock does, in RAM of its own; the number of its entries.
+
+    So `unlock`, `verify` and `restore` have one judgement of what opens.
+    """
+    discard_transit(vault)
+    try:
+        ram = mount_tmpfs(vault)
+        try:
+            return unpack(vault, sealed, passphrase, ram)[1]
+        finally:
+            os.close(ram)
+    finally:
+        with uninterrupted():
+            discard_transit(vault)
+
+
+def left_in_transit(vault: Vault) -> bool:
+    """Whether a killed unlock or lock has left something in RAM; one that is under way holds the lock."""
+    with contextlib.suppress(Busy), vault_lock(vault, wait=0):
+        return not is_open(vault) and mounted_at(vault.transit) is not None
+    return False
 
 
 def bridge(vault: Vault) -> None:
@@ -4354,17 +4458,16 @@ def save(
             raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
         on_disk = sealed_digest(vault)
         current = session_passphrase(vault, on_disk)
-        state = read_state(vault.mount)
+        state = settled_state(vault, on_disk)
         make_folder(vault.mount / ".aws")  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
         if not force and passphrase is None and on_disk and tree.digest == state.get("tree"):
             if on_disk != state.get("sealed"):
                 warn("the sealed vault was replaced by another since this one was opened")
             return None
-        for name in tree.left_out:
-            warn(f"{name}: is not a file, folder or link, and is left out")
-        for stale in (*vault.folder.glob(".*.tmp"), *vault.history.glob(".*.tmp")):
-            remove_file(stale)
+        must_fit(vault, tree)
+        for text in tree.left_out:
+            warn(text)
         temporary = temporary_beside(vault.sealed)
         fd = create_file(temporary)
         try:
@@ -4375,6 +4478,7 @@ def save(
             keep_version(vault)
             if passphrase is not None:
                 write_whole(vault.mount / NEXT_FILE, digest.encode() + b"\n" + passphrase)
+            write_state(vault.mount, {**state, "next_tree": tree.digest, "next_sealed": digest})
             rename_file(temporary, SEALED_NAME)
             sync_folder(vault.folder)
         except BaseException:
@@ -4384,10 +4488,23 @@ def save(
         finally:
             os.close(fd)
         session_passphrase(vault, digest)
-        write_state(vault.mount, tree.digest, digest)
+        write_state(vault.mount, {"tree": tree.digest, "sealed": digest})
         write_whole(vault.marker, b"")
         prune_history(vault)
         return tree
+
+
+def must_fit(vault: Vault, tree: Tree) -> None:
+    """Refuse at once what only holes make so large that to prove it would take for ever."""
+    room = os.statvfs(vault.mount)
+    limit = SPARSE_LIMIT * room.f_blocks * room.f_frsize
+    if tree.size > limit:
+        size, name = tree.largest
+        raise VaultError(
+            f"{vault.mount / name}: seems to be {size >> 20} MiB large, and all together {tree.size >> 20}; "
+            f"at most {limit >> 20} can be saved",
+            "holes count: make it smaller, or move it out of the vault",
+        )
 
 
 def replaces_go(vault: Vault, always: bool) -> bool:
@@ -4467,6 +4584,8 @@ def add_version(vault: Vault, path: Path) -> None:
     while (vault.history / name).exists():
         number += 1
         name = f"{stem}-{number}.tar.aes"
+    names = [version.name for version in versions(vault)]
+    write_whole(vault.order, "\n".join((*names, name)).encode())
     link_or_copy(path, vault.history / name)
 
 
@@ -4492,9 +4611,19 @@ def keep_version(vault: Vault) -> None:
 
 
 def versions(vault: Vault) -> list[Path]:
-    """The versions in the history, the oldest first."""
-    paths = vault.history.glob("vault-*.tar.aes")
-    return sorted(paths, key=lambda p: (p.lstat().st_mtime_ns, len(p.name), p.name))
+    """The versions in the history in the order in which they were added, whatever the clock said.
+
+    Those of which that is not known are the oldest, by the time when they were sealed.
+    """
+    try:
+        names = read_shared(vault.order).decode().split("\n")
+    except (OSError, UnicodeDecodeError):
+        names = []
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(
+        vault.history.glob("vault-*.tar.aes"),
+        key=lambda p: (places.get(p.name, -1), p.lstat().st_mtime_ns, len(p.name), p.name),
+    )
 
 
 def kept_files(vault: Vault) -> dict[str, Path]:
@@ -4506,20 +4635,19 @@ def kept_files(vault: Vault) -> dict[str, Path]:
 
 
 def prune_history(vault: Vault) -> None:
-    """Forget all but the newest `keep` versions."""
+    """Forget all but the `keep` versions that were added last."""
     for path in versions(vault)[: -vault.keep or None]:
         remove_file(path)
 
 
 def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
-    """Open a sealed file without unpacking it; give the number of its entries."""
+    """Prove that a sealed file opens; the number of its entries."""
     with vault_lock(vault):
         fd = open_sealed_file(path)
         try:
-            listing = unseal(fd, passphrase, LIST)
+            return prove_opens(vault, fd, passphrase)
         finally:
             os.close(fd)
-    return len(listing.splitlines())
 
 
 def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
@@ -4529,7 +4657,7 @@ def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
             raise VaultError("the vault is open", "tazpod lock, then restore")
         fd = open_sealed_file(version)
         try:
-            unseal(fd, passphrase, LIST)
+            prove_opens(vault, fd, passphrase)
             os.lseek(fd, 0, os.SEEK_SET)
             with os.fdopen(os.dup(fd), "rb") as file:
                 data = file.read()
@@ -4563,6 +4691,8 @@ def lock(
             if keep:
                 put_back(vault)
                 return None
+        else:
+            tell_lost(vault)
         holders = take_away(vault)
         mount = mounted_at(vault.home / ".aws")
         if mount and mount.kind == "tmpfs":
@@ -5611,7 +5741,7 @@ def syncing(vault: Vault) -> Iterator[Path]:
     """
     check_folder(vault)
     with locked_file(vault.folder / ".sync", "talking to the storage", 3 * CALL_LIMIT):
-        for stale in vault.folder.glob(".*.part"):
+        for stale in (*vault.folder.glob(".*.part"), *vault.folder.glob(".remote.json.*.tmp")):
             remove_file(stale)
         path = vault.folder / f".{SEALED_NAME}.{random_hex(4)}.part"
         try:
@@ -6780,7 +6910,6 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
         start_guard(folder)
         say("the vault is open already")
         return OK
-    tell_lost(vault)
     forget(end_dead_sessions(folder)[0])  # the guard is not to lock after those
     start_guard(folder)  # first: it clears up after an unlock that is killed
     must_be_wanted(folder, args.session)
@@ -6891,7 +7020,6 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
             say(f"the vault stays open: {alive} more session{'s' if alive > 1 else ''}")
             return OK
     if not is_open(vault):
-        tell_lost(vault)
         lock(vault)  # what a killed unlock or lock may have left in RAM
         if not args.leaving:
             say("the vault is locked already")
@@ -7303,6 +7431,7 @@ class Facts(NamedTuple):
     vault_open_since: int | None = None
     vault_sessions: int = 0
     vault_left_open: bool = False
+    vault_remains: bool = False
     vault_unsaved: bool | None = False
     vault_bytes: int = 0
     vault_limit: int = 0
@@ -7437,6 +7566,7 @@ def pod_facts(config: Config) -> dict[str, Any]:
     known.update(daemon_success_at=notes.get("success"), daemon_failed_at=notes.get("failed"))
     folder = Path(WORKSPACE, ENVELOPE, "run")
     known["vault_sessions"] = live_sessions(folder)
+    known["vault_remains"] = left_in_transit(vault)
     known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))
     if opened:
         known.update(open_facts(vault))
@@ -7561,6 +7691,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (nothing and f.vault_missing, "the sealed vault is missing", FOUND_AGAIN.get(f.vault_missing, "")),
         (nothing and not f.vault_missing, "there is no vault yet", "tazpod"),
         (f.vault_open and not f.daemon_running, "the daemon does not run", "tazpod up"),
+        (f.vault_remains, "an unlock or a lock was cut off, and its secrets are still in RAM", "tazpod lock"),
         (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
         (unknown and expires and expires <= now, "the login has expired", "tazpod login"),
@@ -7809,11 +7940,6 @@ def check_owners(config: Config) -> Iterator[Check]:
             if path.is_dir():
                 fix = f"chmod 700 {quoted(str(path))}"
             yield Check(level, "files", f"{name}: mode {mode:04o}, others may read it", fix)
-
-
-def bytes_of(size: str) -> int:
-    """A size of the config in bytes."""
-    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1].lower()]
 
 
 def check_space(name: str, place: Path, least: int) -> Check:

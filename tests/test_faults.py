@@ -440,6 +440,66 @@ def test_a_hostile_archive_changes_nothing_outside(
     assert {p.name: (p.read_bytes(), p.stat().st_mode, p.stat().st_nlink) for p in out.iterdir()} == before
 
 
+def odd_archives() -> dict[str, bytes]:
+    """What tar makes something of, or nothing."""
+    file = make_tar([reg("secret", b"x")])
+    return {
+        "nothing at all": b"",
+        "an end and nothing before": bytes(10_240),
+        "no end": file[:1024],
+        "half a header": file[:300],
+        "half a file": make_tar([reg("secret", bytes(5000))])[:3000],
+        "garbage behind the end": file + b"garbage" * 1000,
+        "garbage": b"garbage" * 1000,
+        "two archives": file + file,
+        "a name twice": make_tar([reg("secret", b"1"), reg("secret", b"22")]),
+        "only our own names": make_tar([reg(".vault_pass", b"x"), reg(".vault_state", b"x")]),
+        "a folder that nobody may enter": make_tar(
+            [odd("dark", tarfile.DIRTYPE, mode=0), reg("dark/file", mode=0)]
+        ),
+        "a file in a file": make_tar([reg("a"), reg("a/b")]),
+        "many names": make_tar([reg(f"{n}", b"") for n in range(4000)]),
+        "a name with a newline": make_tar([reg("a\nb"), reg("c")]),
+    }
+
+
+def outcome(word: Callable[[], object]) -> bool:
+    try:
+        word()
+        return True
+    except REFUSALS:
+        return False
+
+
+ODD = [*odd_archives(), *hostile("")]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_unlock_verify_and_restore_are_of_one_mind(
+    name: str, worlds: Callable[..., World], tmp_path: Path
+) -> None:
+    out = tmp_path / "outside"
+    out.mkdir()
+    (out / "kept").touch()
+    archive = odd_archives().get(name)
+    if archive is None:
+        archive = make_tar(hostile(str(out))[name])
+    sealed = gpg_seal(archive)
+    world = sealed_as(worlds(size="1m"), sealed)
+    vault = world.vault
+    vault.history.mkdir()
+    version = vault.history / "vault-20200101T000000.tar.aes"
+    version.write_bytes(sealed)
+    verified = outcome(lambda: tazpod.verify(vault, vault.sealed, PASSPHRASE))
+    assert world.mounted() == [] and world.leaks(b"evil") == []
+    vault.sealed.unlink()
+    restored = outcome(lambda: tazpod.restore(vault, version, PASSPHRASE))
+    assert vault.sealed.exists() is restored
+    vault.sealed.write_bytes(sealed)
+    opened = outcome(world.unlock)
+    assert (verified, restored) == (opened, opened)
+
+
 KEPT_KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 
 

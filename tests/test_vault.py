@@ -376,6 +376,55 @@ def test_what_cannot_be_read_fails_the_save_and_is_named(operators_world: World,
     assert world.disk_state() == before and world.temporaries() == []
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_blocks_a_save_is_named_with_the_command_that_helps(operators_world: World, kind: str) -> None:
+    world, name = operators_world, f"unreadable {kind}"
+    world.put(name if kind == "file" else f"{name}/inside", "x")
+    (world.open / name).chmod(0)
+    hints: list[str] = []
+
+    def save() -> None:
+        try:
+            tazpod.save(world.vault)
+        except tazpod.VaultError as error:
+            run("sh", "-c", error.hint)
+            hints.append(error.hint)
+        tazpod.save(world.vault)
+        assert hints
+
+    assert as_operator(world.root, save) == "done"
+    assert world.vault.sealed.exists()
+
+
+def test_holes_larger_than_anything_are_refused_at_once_by_name(opened: World) -> None:
+    with open(opened.open / "disk.img", "wb") as file:
+        file.truncate(200 << 30)
+    before = opened.disk_state()
+    with pytest.raises(tazpod.VaultError, match=r"disk\.img: seems to be 204800 MiB large"):
+        tazpod.save(opened.vault)
+    assert opened.disk_state() == before
+    (opened.open / "disk.img").unlink()
+    opened.put("new", "x")
+    assert tazpod.save(opened.vault) is not None
+
+
+def test_empty_files_are_limited_as_well(worlds: Callable[..., World]) -> None:
+    world = worlds(size="1m")
+    world.unlock()
+    with pytest.raises(OSError, match="No space left"):
+        for number in range(100_000):
+            (world.open / f"file-{number}").touch()
+    assert number < 3000  # one of each 512 bytes
+    assert tazpod.save(world.vault) is not None
+
+
+def test_attributes_that_are_not_kept_are_told(opened: World, capfd: pytest.CaptureFixture[str]) -> None:
+    opened.put("marked", "x")
+    os.setxattr(opened.open / "marked", "user.origin", b"here")
+    tazpod.save(opened.vault)
+    assert "warning: marked: its extended attributes are left out" in capfd.readouterr().err
+
+
 def test_stock_tools_open_it(opened: World, tmp_path: Path) -> None:
     for name in ("-leading", "new\nline", "x" * 200):
         opened.put(name, name)
@@ -418,6 +467,7 @@ def test_the_sealed_file_is_private_and_so_is_its_folder(opened: World) -> None:
         "vault.tar.aes": "0o600",
         ".lock": "0o600",
         ".open": "0o600",
+        ".order": "0o600",
     }
     assert stat.S_IMODE(opened.open.stat().st_mode) == 0o700
     assert stat.S_IMODE((opened.open / ".vault_pass").stat().st_mode) == 0o600
@@ -529,6 +579,51 @@ def test_a_vault_replaced_behind_our_back_is_kept_and_told(
     assert theirs in [p.read_bytes() for p in tazpod.versions(opened.vault)]
 
 
+def test_a_second_unlock_under_another_passphrase_is_told(worlds: Callable[..., World]) -> None:
+    """Two start a new vault at once: the second sees whose passphrase is in force."""
+    world = worlds()
+    world.unlock(PASSPHRASE)
+    with pytest.raises(tazpod.VaultError, match="under another passphrase"):
+        world.unlock(OTHER)
+    world.unlock(PASSPHRASE)
+    world.put("secret", "x")
+    tazpod.save(world.vault)
+    with pytest.raises(tazpod.VaultError, match="under another passphrase"):
+        world.unlock(OTHER)
+
+
+# ---- what a killed save leaves --------------------------------------------------------------------------
+def test_a_save_killed_behind_the_replacing_is_a_save(
+    opened: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened.put("new", "x")
+
+    class Killed(BaseException):
+        pass
+
+    def die(folder: Path) -> None:
+        if folder == opened.vault.folder:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(tazpod, "sync_folder", die)
+        tazpod.save(opened.vault)
+    assert tazpod.save(opened.vault) is None
+    assert "another" not in capfd.readouterr().err and not tazpod.is_unsaved(opened.open)
+    opened.put("newer", "x")
+    assert tazpod.save(opened.vault) is not None
+    assert "another" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".open", ".vault.tar.aes", ".order"])
+def test_no_unfinished_file_outlives_the_next_word(opened: World, name: str) -> None:
+    left = opened.vault.folder / f"{name}.0123abcd.tmp"
+    for word in (lambda: tazpod.save(opened.vault), lambda: tazpod.lock(opened.vault), opened.unlock):
+        left.touch()
+        word()
+        assert not left.exists()
+
+
 # ---- history and restore -----------------------------------------------------------------------------
 def test_history_keeps_the_last_few_by_the_time_of_sealing(worlds: Callable[..., World]) -> None:
     world = worlds(keep=2)
@@ -543,6 +638,30 @@ def test_history_keeps_the_last_few_by_the_time_of_sealing(worlds: Callable[...,
     assert names == ["vault-20200913T122640-2.tar.aes", "vault-20200913T122641.tar.aes"]
     assert [p.read_bytes() for p in tazpod.versions(world.vault)] == sealed[1:3]
     assert sorted(os.listdir(world.vault.history)) == sorted(names)
+
+
+def test_a_clock_that_ran_ahead_costs_no_version(worlds: Callable[..., World]) -> None:
+    """What was just added is there, and the oldest go first, in the order in which they were sealed."""
+    world = worlds(keep=2)
+    world.unlock()
+    sealed = []
+    for number in range(5):
+        world.put("secret", str(number))
+        tazpod.save(world.vault)
+        sealed.append(world.vault.sealed.read_bytes())
+        assert [p.read_bytes() for p in tazpod.versions(world.vault)] == sealed[-3:-1]
+        moment = 4_000_000_000 - number if number < 2 else 1_600_000_000 - number
+        os.utime(world.vault.sealed, (moment, moment))
+
+
+def test_a_version_that_was_put_there_by_hand_counts_as_old(worlds: Callable[..., World]) -> None:
+    world = worlds(keep=2)
+    world.unlock()
+    for number in range(2):
+        world.put("secret", str(number))
+        tazpod.save(world.vault)
+    (world.vault.history / "vault-20300101T000000.tar.aes").write_bytes(b"by hand")
+    assert tazpod.versions(world.vault)[0].read_bytes() == b"by hand"
 
 
 def test_a_version_comes_back_and_the_present_one_becomes_history(worlds: Callable[..., World]) -> None:

@@ -386,6 +386,7 @@ class Sweep:
             assert vault.sealed.read_bytes() in self.pair, "the sealed vault is neither old nor new"
             kept = {p.read_bytes() for p in vault.history.glob("vault-*")} | {vault.sealed.read_bytes()}
             assert kept == set(self.pair), "a version is lost"
+            tazpod.lock(vault)  # what a killed proof left in RAM
             assert world.mounted() == []
             return
         tazpod.lock(vault)
