@@ -73,6 +73,7 @@ class Late:
 if TYPE_CHECKING:
     import argparse
     import json
+    import pwd
     import shlex
     from pathlib import Path
 else:
@@ -2352,7 +2353,7 @@ def full_name(config: Config) -> str:
     return f"docker.io/{config.image}"
 
 
-def look_argv(config: Config) -> list[str]:
+def inspect_argv(config: Config) -> list[str]:
     """docker-inspect(1) of the container and of the image that the config names."""
     return [config.program, "inspect", config.container_name, config.image]
 
@@ -2428,9 +2429,10 @@ def engine_address() -> str:
 
     Nothing for the usual socket of this machine.
     """
-    given, name = os.environ.get("DOCKER_HOST"), os.environ.get("DOCKER_CONTEXT")
+    given = os.environ.get("DOCKER_HOST")
     if given:
         return given
+    name = os.environ.get("DOCKER_CONTEXT")
     folder = Path(os.environ.get("DOCKER_CONFIG") or home_folder() / ".docker")
     with contextlib.suppress(OSError, ValueError, AttributeError):
         name = name or json.loads((folder / "config.json").read_bytes()).get("currentContext")
@@ -2475,17 +2477,31 @@ def wanted_mtu(config: Config) -> int | None:
     if any(re.match("--net(work)?(=|$)", word) for word in config.docker_args):
         return None  # whoever names a network has chosen
     if config.mtu != "auto":
-        return int(config.mtu) if config.mtu != "off" else None
+        if config.mtu == "off":
+            return None
+        return int(config.mtu)
     if config.program == "podman" and (os.geteuid() != 0 or any(map(os.environ.get, ELSEWHERE))):
         return None  # without root the network is a program here, which takes packets of any size
     mtu = route_mtu()
-    return mtu if mtu and mtu < ETHERNET_MTU else None
+    if mtu is None or mtu >= ETHERNET_MTU:
+        return None
+    return mtu
 
 
 def _exec_options(config: Config, how: str) -> list[str]:
-    user = [] if config.user == DEFAULT_USER else ["-u", config.user]
-    keys = ENGINES[config.program].keys if "t" in how else ()
-    return [config.program, "exec", how, *keys, *user]
+    words = [config.program, "exec", how]
+    if "t" in how:
+        words += ENGINES[config.program].keys
+    if config.user != DEFAULT_USER:
+        words += ["-u", config.user]
+    return words
+
+
+def _attached(terminal: bool) -> str:
+    """The option of docker-exec(1) for a program that talks to us, on our terminal or off it."""
+    if terminal:
+        return "-it"
+    return "-i"
 
 
 def shell_argv(config: Config, terminal: bool = True) -> list[str]:
@@ -2494,7 +2510,7 @@ def shell_argv(config: Config, terminal: bool = True) -> list[str]:
     Any but bash is started by bash, which claims the session for it.
     """
     bash = [
-        *_exec_options(config, "-it" if terminal else "-i"),
+        *_exec_options(config, _attached(terminal)),
         *("-w", WORKSPACE, config.container_name, "/bin/bash"),
     ]
     if config.shell == DEFAULT_SHELL:
@@ -2517,12 +2533,15 @@ def exec_line_argv(
     config: Config, line: str, terminal: bool = True, folder: str = WORKSPACE, claim: str = ""
 ) -> list[str]:
     """docker-exec(1) of a line for the operator's shell, which may claim a session by a file."""
+    shell: tuple[str, ...] = ("bash", "-lc")
+    if claim:
+        shell = ("bash", "-c", CLAIM, claim)
     return [
-        *_exec_options(config, "-it" if terminal else "-i"),
+        *_exec_options(config, _attached(terminal)),
         *("-e", f"AWS_CONFIG_FILE={POD_AWS_CONFIG}"),
         *_named("-e", config.aws_variables),
         *("-w", folder, config.container_name),
-        *(("bash", "-c", CLAIM, claim) if claim else ("bash", "-lc")),
+        *shell,
         line,
     ]
 
@@ -2578,32 +2597,53 @@ class Container(NamedTuple):
 
 
 def container_of(data: Mapping[str, Any]) -> Container:
-    """What docker says of one container, as far as it matters here.
-
-    Its folder is the one that is mounted: the variable HOST_CWD can be set by docker.args.
-    """
+    """What docker says of one container, as far as it matters here."""
     try:
-        mounts = {m["Destination"]: m.get("Source", "") for m in data.get("Mounts") or []}
-        project = mounts.get(WORKSPACE)
-        if project:  # as Docker Desktop calls the folders of its host
-            project = re.sub("^/host_mnt/", "/", project)
-        homes = [re.fullmatch("/home/([^/]+)/[.]ssh", place) for place in mounts]
-        users = [found[1] for found in homes if found and USER_NAME.fullmatch(found[1])]
-        env = data["Config"].get("Env") or []
+        mounts = {mount["Destination"]: mount.get("Source", "") for mount in data.get("Mounts") or []}
+        networks = (data.get("NetworkSettings") or {}).get("Networks") or ()
+        project = workspace_source(mounts)
         return Container(
             id=data["Id"],
             status=data["State"]["Status"],
             image=data["Config"].get("Image", ""),
             project=project,
             image_id=data.get("Image", ""),
-            networks=tuple((data.get("NetworkSettings") or {}).get("Networks") or ()),
+            networks=tuple(networks),
             pid=int(data["State"].get("Pid") or 0),
             name=data["Name"].lstrip("/"),
-            user=users[0] if len(users) == 1 else "",
-            ours=bool(project) and any(item.startswith("HOST_CWD=") for item in env),
+            user=user_by_mounts(mounts),
+            ours=bool(project) and names_a_host_folder(data["Config"].get("Env") or []),
         )
     except (LookupError, TypeError, AttributeError):
         raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
+
+
+def workspace_source(mounts: Mapping[str, str]) -> str | None:
+    """The folder that a container has as its workspace.
+
+    Only the mount tells: the variable HOST_CWD can be set by docker.args.
+    """
+    source = mounts.get(WORKSPACE)
+    if source is None:
+        return None
+    return re.sub("^/host_mnt/", "/", source)  # as Docker Desktop calls the folders of its host
+
+
+def user_by_mounts(mounts: Mapping[str, str]) -> str:
+    """The user into whose home ~/.ssh is mounted; '' where that does not tell one."""
+    users = []
+    for place in mounts:
+        found = re.fullmatch("/home/([^/]+)/[.]ssh", place)
+        if found and USER_NAME.fullmatch(found[1]):
+            users.append(found[1])
+    if len(users) != 1:
+        return ""
+    return users[0]
+
+
+def names_a_host_folder(variables: Iterable[str]) -> bool:
+    """Whether a container has the variable that every TazPod gives to its own."""
+    return any(variable.startswith("HOST_CWD=") for variable in variables)
 
 
 # -- what a container was made with
@@ -2681,23 +2721,25 @@ def docker(argv: Sequence[str]) -> Result:
     return result
 
 
-def parse_look(config: Config, result: Result) -> tuple[Container | None, str]:
+def parse_inspect(config: Config, result: Result) -> tuple[Container | None, str]:
     """What `docker inspect` says of the container, None for none, and the image's id, '' for none here."""
     missing = re.findall('no such object: "?([^"\n]*)', result.err.lower())
     if result.code != 0 and not missing:
         raise engine_error(result)
+    container, image = None, ""
     try:
-        found = json.loads(result.out)
-        containers = [item for item in found if "State" in item]
-        images = [item["Id"] for item in found if "State" not in item and "RootFS" in item]
+        for item in json.loads(result.out):
+            if "State" in item:
+                container = container or container_of(item)
+            elif "RootFS" in item:
+                image = item["Id"]
     except (ValueError, LookupError, TypeError):
-        containers, images, missing = [], [], []
-    image = images[-1] if images and config.image.lower() not in missing else ""
-    if containers:
-        return container_of(containers[0]), image
-    if config.container_name.lower() not in missing:
+        raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
+    if config.image.lower() in missing:
+        image = ""
+    if container is None and config.container_name.lower() not in missing:
         raise TazpodError("the engine gave an answer that makes no sense to inspect")
-    return None, image
+    return container, image
 
 
 class Found(NamedTuple):
@@ -2711,7 +2753,7 @@ class Found(NamedTuple):
     image: str
 
 
-def look(config: Config) -> Found:
+def look_for_container(config: Config) -> Found:
     """What is there of a project as it is now: usually in one call of docker.
 
     A container of this project under another name is found too: the config may have been edited.  One
@@ -2719,26 +2761,36 @@ def look(config: Config) -> Found:
     """
     if OPTIONS.pod:
         config = config._replace(container_name=OPTIONS.pod)
-    container, image = parse_look(config, capture(look_argv(config)))
+    container, image = parse_inspect(config, capture(inspect_argv(config)))
     if config.container_name in OPTIONS.containers:
         container = OPTIONS.containers[config.container_name]
     elif container is None or not belongs_to(container, config.project):
-        others = other_containers(config)
-        if len(others) > 1:
-            names = ", ".join(other.name for other in others)
-            hint = f"say which one is meant by container_name in {CONFIG_PATH}"
-            raise TazpodError(f"several containers belong to this project: {names}", hint)
-        if container and not others:
-            other = container.project or "no TazPod project"
-            raise TazpodError(
-                f"the container {config.container_name} belongs to {other}, not to {config.project}",
-                f"give this project another container_name in {CONFIG_PATH}",
-            )
-        container = others[0] if others else None
+        container = container_by_mount(config, container)
     if container is None:
         refuse_other_engine(config)
         return Found(config, None, image)
     return Found(config_of(config, container), container, image)
+
+
+def container_by_mount(config: Config, named: Container | None) -> Container | None:
+    """The container of a project that has another name than the config says; None for none.
+
+    `named` is the one that has this name, and belongs to another folder.
+    """
+    others = other_containers(config)
+    if len(others) > 1:
+        names = ", ".join(other.name for other in others)
+        hint = f"say which one is meant by container_name in {CONFIG_PATH}"
+        raise TazpodError(f"several containers belong to this project: {names}", hint)
+    if others:
+        return others[0]
+    if named:
+        owner = named.project or "no TazPod project"
+        raise TazpodError(
+            f"the container {config.container_name} belongs to {owner}, not to {config.project}",
+            f"give this project another container_name in {CONFIG_PATH}",
+        )
+    return None
 
 
 def belongs_to(container: Container, project: Path) -> bool:
@@ -2779,8 +2831,8 @@ def refuse_other_engine(config: Config) -> None:
 
 
 def find_container(config: Config) -> Container | None:
-    """The container of the project, None when there is none; errors as `look`."""
-    return look(config).container
+    """The container of the project, None when there is none; errors as `look_for_container`."""
+    return look_for_container(config).container
 
 
 def engines_here() -> list[str]:
@@ -2851,7 +2903,16 @@ def project_of(name: str) -> Path:
     return project
 
 
-def vault_is_open(config: Config, strict: bool = True) -> bool:
+# Is the vault open?  Who asks decides what counts:
+# - `is_open`, in the container, reads its own mount table.  All that works on the vault goes by it.
+# - `asked_if_open`, on the host, has the container look, by docker-exec.  What is said, done or removed on
+#   the host goes by it.
+# - `seen_to_be_open`, on the host, reads the container's mount table from outside.  It spares the way to
+#   the prompt a docker-exec; only its yes counts, since the engine may be another machine's.
+# - `places_with_secrets`, last before a container is removed, takes no config's word for where a vault is.
+
+
+def asked_if_open(config: Config, strict: bool = True) -> bool:
     """Whether the vault in the container is open; to `strict`, an exec that failed is no answer.
 
     `mountpoint -q` itself says nothing: what is said comes from docker, on either output.  To Podman it
@@ -2932,8 +2993,9 @@ def create_container(config: Config, image: str) -> None:
         if left and left.status == "created":  # a port is taken, say: the next try begins anew
             act([config.program, "rm", config.container_name])
         raise engine_error(result)
-    project, name = str(config.project), config.container_name
-    container = Container(result.out.decode().strip(), "running", config.image, project, name=name)
+    made = result.out.decode().strip()
+    name = config.container_name
+    container = Container(made, "running", config.image, str(config.project), name=name)
     pretend(config, container)
     remember_project(config.project)
     remember_container(config, container, made=made_from(config))
@@ -2942,7 +3004,9 @@ def create_container(config: Config, image: str) -> None:
 def plain_image(name: str) -> str:
     """An image's name without what Podman adds to it: where it is from, and the tag that needs no word."""
     short = re.sub("^(localhost|docker.io(/library)?)/", "", name)
-    return short if re.search("[:@][^/]*$", short) else f"{short}:latest"
+    if re.search("[:@][^/]*$", short):
+        return short
+    return f"{short}:latest"
 
 
 def drift(config: Config, container: Container, present_image: str) -> list[str]:
@@ -2956,19 +3020,31 @@ def drift(config: Config, container: Container, present_image: str) -> list[str]
         found.append(f"the image: it was made from {container.image}")
     elif present_image and container.image_id not in ("", present_image):
         found.append(f"the image: there is a newer {config.image}")
-    made = read_records(config.project).get(container.id, {}).get("made")
-    if made is None:
-        made = made_from(config_of(config, container))
-    changed = [name for name, value in made_from(config).items() if made.get(name, value) != value]
+    changed = changed_since(config, container)
     if changed:
         found.append(f"the config: {', '.join(changed)} changed")
-    wanted, has = wanted_mtu(config), ETHERNET_MTU
-    for name in container.networks:
-        with contextlib.suppress(ValueError):
-            has = int(name.removeprefix(network_name(0)[:-1]))
+    wanted = wanted_mtu(config)
+    has = network_mtu(container)
     if wanted and wanted < has:
         found.append(f"the network: its MTU is {has}, the way to the internet takes {wanted}")
     return found
+
+
+def changed_since(config: Config, container: Container) -> list[str]:
+    """The settings that differ from those that a container was made from, as far as that is known."""
+    made = read_records(config.project).get(container.id, {}).get("made")
+    if made is None:
+        made = made_from(config_of(config, container))
+    return [name for name, value in made_from(config).items() if made.get(name, value) != value]
+
+
+def network_mtu(container: Container) -> int:
+    """The MTU of a container's network: ours have it in their names."""
+    mtu = ETHERNET_MTU
+    for name in container.networks:
+        with contextlib.suppress(ValueError):
+            mtu = int(name.removeprefix(network_name(0)[:-1]))
+    return mtu
 
 
 def start_container(config: Config, container: Container | None, image: str) -> Container:
@@ -2987,7 +3063,7 @@ def start_container(config: Config, container: Container | None, image: str) -> 
         raise TazpodError(
             f"the container {name} is {container.status}", f"{config.program} rm -f {name}, then again"
         )
-    started = look(config).container
+    started = look_for_container(config).container
     if started is None or not started.running:
         raise TazpodError(
             f"the container {name} stopped as soon as it was started",
@@ -3018,14 +3094,14 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
     with locked_file(path, "starting the container", math.inf) as fd:
         if fd >= 0 and os.fstat(fd).st_size:
             tell_work(path, b"")  # what one that was killed has left there
-        made, before, image = look(config)
+        made, before, image = look_for_container(config)
         container = before
         if container is None or not container.running:
             container = start_container(made, container, image)
         if not is_installed(made, container):
             prove_shared(made, container, before is None)
             copy_tool(made)
-            set_up(made, container)
+            set_up_from_host(made, container)
         if config.post_up and not (before and before.in_memory):
             tell_work(path, b"hook")
             run_hook(exec_line_argv(made, f"exec 1>&2; {config.post_up}", terminal=False))
@@ -3069,7 +3145,8 @@ def prove_shared(config: Config, container: Container, new: bool) -> None:
     if new:
         act([config.program, "rm", "-f", container.name])
         forget_container(config, container)
-    there, command = engine_host() or "HOST", f"cd {shlex.quote(str(config.project))} && tazpod"
+    there = engine_host() or "HOST"
+    command = f"cd {shlex.quote(str(config.project))} && tazpod"
     raise TazpodError(
         f"the engine's machine does not see {config.project}: the container would have another folder",
         f"work on that machine: ssh -t {there} {shlex.quote(command)}",
@@ -3086,7 +3163,9 @@ def pod_archive(config: Config) -> bytes:
             return None
         info.uid = info.gid = 0
         info.uname = info.gname = "root"
-        info.mode = 0o755 if info.isdir() else 0o644
+        info.mode = 0o644
+        if info.isdir():
+            info.mode = 0o755
         return info
 
     launcher = (
@@ -3096,7 +3175,10 @@ def pod_archive(config: Config) -> bytes:
         f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
         'import tazpod; tazpod.program()\' "$@"\n'
     ).encode()
-    hook = f"__tazpod_secrets={config.secrets if config.ghost_mode else ''}\n{BASH_HOOK}"
+    place = ""
+    if config.ghost_mode:
+        place = config.secrets
+    hook = f"__tazpod_secrets={place}\n{BASH_HOOK}"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(Path(__file__).resolve(), f"{POD_TOOL[1:]}/tazpod.py", filter=clean)
@@ -3139,16 +3221,16 @@ def copy_tool(config: Config) -> None:
     succeed(copy_argv(config), what, data=pod_archive(config))
 
 
-def setup_argv(config: Config) -> list[str]:
+def set_up_argv(config: Config) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
     made = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.vault_binds}
     words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, json.dumps(made), *config.links]
     return [config.program, "exec", "-u", "0", config.container_name, *words]
 
 
-def set_up(config: Config, container: Container) -> None:
+def set_up_from_host(config: Config, container: Container) -> None:
     """Fit the container, and remember that it was done."""
-    result = act(setup_argv(config))
+    result = act(set_up_argv(config))
     said = result.err + result.out.decode(errors="replace")  # docker tells its own trouble on either
     if re.search("executable file .*not found", said):
         raise MissingProgram(
@@ -3157,8 +3239,10 @@ def set_up(config: Config, container: Container) -> None:
         )
     relay(result.err)
     if result.code != 0:
-        kind = MissingProgram if result.code == MISSING else TazpodError
-        raise kind(f"the container {config.container_name} could not be set up", "see the line above")
+        what = f"the container {config.container_name} could not be set up"
+        if result.code == MISSING:
+            raise MissingProgram(what, "see the line above")
+        raise TazpodError(what, "see the line above")
     seen = result.out.strip() != NO_LOCKS
     if not seen:
         warn(f"{UNSEEN_LOCKS}; tazpod lock when you are done")
@@ -3219,12 +3303,12 @@ NO_LOCKS = b"no locks"
 UNSEEN_LOCKS = "this engine hides the file locks of the host, so a host side that dies is not noticed"
 
 
-def set_up_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
+def set_up_in_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
     """As root in a container: check its programs, fit the operator's ids, hook the shell and ssh."""
-    user = str(made["user"])
     import pwd
     import shutil
 
+    user = str(made["user"])
     os.umask(0o022)  # what is installed here is for everybody in the container to read
     missing = [name for name in POD_PROGRAMS if not shutil.which(name)]
     if missing:
@@ -3236,41 +3320,62 @@ def set_up_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
         account = pwd.getpwnam(user)
     except KeyError:
         raise TazpodError(f"the image has no account named {user}", f"set user in {CONFIG_PATH}") from None
-    home = Path(account.pw_dir)
+    uid, gid = fit_ids(account)
+    fit_home(Path(account.pw_dir), uid, gid, links)
+    write_whole(Path(POD_MADE), json.dumps({**made, "sees_locks": sees_locks()}).encode(), 0o644)
+    hook_programs(user)
+
+
+def fit_ids(account: pwd.struct_passwd) -> tuple[int, int]:
+    """Give the operator the ids of whom the project belongs to, and the home with them; the ids."""
     # Seen as the operator, since some engines show every file as owned by whoever looks.
     uid, gid = account.pw_uid, account.pw_gid
     with acting_as(uid, gid), contextlib.suppress(OSError):
         owner = os.stat(WORKSPACE)
         uid, gid = owner.st_uid, owner.st_gid
-    if uid != account.pw_uid:
-        passwd, group = Path("/etc/passwd"), Path("/etc/group")
-        texts = remap_accounts(passwd.read_text(), group.read_text(), user, uid, gid)
-        for path, text in zip((passwd, group), texts):
-            write_whole(path, text.encode(), 0o644)
-        # Only files of the image: -xdev and the prune keep out of the host's ~/.ssh.
-        own = ["-uid", str(account.pw_uid), "-exec", "chown", "-h", f"{uid}:{gid}", "{}", "+"]
-        prune = ["-path", f"{home}/.ssh", "-prune", "-o"]
-        succeed(["find", str(home), "-xdev", *prune, *own], "the home could not be handed over")
-    for folder in (home / "secrets", home / ".aws", home / TRANSIT):
+    if uid == account.pw_uid:
+        return uid, gid
+    passwd = Path("/etc/passwd")
+    group = Path("/etc/group")
+    texts = remap_accounts(passwd.read_text(), group.read_text(), account.pw_name, uid, gid)
+    for path, text in zip((passwd, group), texts):
+        write_whole(path, text.encode(), 0o644)
+    # Only files of the image: -xdev and the prune keep out of the host's ~/.ssh.
+    own = ["-uid", str(account.pw_uid), "-exec", "chown", "-h", f"{uid}:{gid}", "{}", "+"]
+    prune = ["-path", f"{account.pw_dir}/.ssh", "-prune", "-o"]
+    succeed(["find", account.pw_dir, "-xdev", *prune, *own], "the home could not be handed over")
+    return uid, gid
+
+
+def fit_home(home: Path, uid: int, gid: int, links: Sequence[str]) -> None:
+    """Make the places of the vault in the home, and link the identity's folders."""
+    # Whoever takes a locked vault for an open one must not write to the container's disk.
+    for folder, mode in ((home / "secrets", 0o500), (home / ".aws", 0o700), (home / TRANSIT, 0o700)):
         make_folder(folder)
         if not os.path.ismount(folder):
             set_owner(folder, uid, gid)
-            # Whoever takes a locked vault for an open one must not write to the container's disk.
-            set_mode(folder, 0o500 if folder.name == "secrets" else 0o700)
+            set_mode(folder, mode)
     record = Path(POD_TOOL, "links")
-    before = record.read_text().split("\0") if record.exists() else []
+    before: list[str] = []
+    if record.exists():
+        before = record.read_text().split("\0")
     with acting_as(uid, gid):
         link_identity(home, links, before)
         with contextlib.suppress(OSError):  # ssh itself would make it for all to read
             os.close(create_file(Path(WORKSPACE, KNOWN_HOSTS)))
     write_whole(record, "\0".join(links).encode())
-    write_whole(Path(POD_MADE), json.dumps({**made, "sees_locks": sees_locks()}).encode(), 0o644)
+
+
+def hook_programs(user: str) -> None:
+    """Let every bash read our text, ssh write into the project, and `tazpod` be this very tool."""
     ssh_config = Path("/etc/ssh/ssh_config.d/tazpod.conf")
     if ssh_config.parent.is_dir():
         write_whole(ssh_config, SSH_CONFIG.encode(), 0o644)
     hook = f". {POD_TOOL}/bashrc\n"
     bashrc = Path("/etc/bash.bashrc")
-    text = bashrc.read_text() if bashrc.exists() else ""
+    text = ""
+    if bashrc.exists():
+        text = bashrc.read_text()
     if hook not in text:
         write_whole(bashrc, (text + hook).encode(), 0o644)
     # The published image brings a tazpod of its own; ours must be the first that is found.
@@ -5291,7 +5396,7 @@ def pod_vault(config: Config) -> Vault:
     return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds)
 
 
-def shows_open_vault(config: Config, container: Container, proc: str = "/proc") -> bool:
+def seen_to_be_open(config: Config, container: Container, proc: str = "/proc") -> bool:
     """Whether this very machine shows the open vault in the container, which spares a docker-exec.
 
     Only yes is an answer.  The engine may be another machine's, whose numbers of processes mean
@@ -5319,11 +5424,11 @@ def observe(config: Config, container: Container) -> State:
     """Look at the vault of a running container."""
     if not config.ghost_mode:
         return State(ghost=False, open=False, sealed=False)
-    opened = shows_open_vault(config, container) or vault_is_open(config)
+    opened = seen_to_be_open(config, container) or asked_if_open(config)
     vault = host_vault(config)
     if not opened and vault.marker.exists():
         with locked_file(vault.folder / ".lock", "working on the vault"):  # not in the middle of an unlock
-            opened = vault_is_open(config)
+            opened = asked_if_open(config)
             if not opened:
                 tell_lost(vault)
     return State(ghost=True, open=opened, sealed=has_sealed(vault))
@@ -6062,7 +6167,7 @@ def leave_and_tell(config: Config, session: Session, interrupted: bool, code: in
     if tell_gone(config):
         return code or FAILED, True
     # A container that was down just now may be back without its vault: this lock tells what is lost.
-    if not vault_is_open(config, strict=False) and leave(config, session, interrupted) == 0:
+    if not asked_if_open(config, strict=False) and leave(config, session, interrupted) == 0:
         return code, True
     hint = "see above; it is tried again until it is done: tazpod status"
     complain(VaultError("the vault was not locked", hint))
@@ -6679,7 +6784,7 @@ def vault_shown(name: str, pod: Container) -> str:
         if not config.ghost_mode or pod.status == "paused":
             return "-"
         config = config_of(config, pod)._replace(program=pod.engine)
-        opened = shows_open_vault(config, pod) or (pod.running and vault_is_open(config))
+        opened = seen_to_be_open(config, pod) or (pod.running and asked_if_open(config))
         return "open" if opened else "locked"
     except (TazpodError, OSError, UnicodeDecodeError):
         return "-"
@@ -6747,7 +6852,7 @@ def places_with_secrets(config: Config, container: Container) -> list[str]:
 def take_down(config: Config, discard: bool) -> str:
     """Save and lock, then stop and remove the container; its name, '' when there is none."""
     refuse_links(config)
-    config, container, _ = look(config)
+    config, container, _ = look_for_container(config)
     if config.ghost_mode and not (container and container.in_memory):
         tell_lost(host_vault(config))
     if container is None:
@@ -6768,7 +6873,7 @@ def take_down(config: Config, discard: bool) -> str:
 
 def lock_before_end(config: Config, container: Container, discard: bool) -> None:
     """Save and lock the vault of a running container; an error when anything is left in its memory."""
-    if config.ghost_mode and vault_is_open(config, strict=not discard):
+    if config.ghost_mode and asked_if_open(config, strict=not discard):
         if not discard and not is_installed(config, container):
             ensure_up(config)  # else a tazpod of the image may answer, which saves nothing
         words = ["lock", "--discard"] if discard else ["lock"]
@@ -6818,7 +6923,7 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
             must_have_vault(config)
             return word(args, config)
         if ends or not config.ghost_mode:
-            config, container, _ = look(config)
+            config, container, _ = look_for_container(config)
             config = with_vault_of(config, container)
             must_have_vault(config, container)
             if ends and not (container and container.in_memory):
@@ -6858,7 +6963,9 @@ def with_vault_of(config: Config, container: Container | None) -> Config:
 
 def nothing_open(config: Config, container: Container | None, word: str) -> int:
     """The end of `lock` or `save` where the container of this project does not run."""
-    for other in other_containers(config) if container else []:  # without one, `look` has seen to it
+    for other in (
+        other_containers(config) if container else []
+    ):  # without one, `look_for_container` has seen to it
         if other.in_memory:
             what = f"the container {other.name} belongs to this project too, and may hold its open vault"
             raise VaultError(what, f"tazpod --pod {other.name} {word}")
@@ -7644,7 +7751,7 @@ def told_facts(told: Any) -> dict[str, Any]:
 def host_facts(config: Config) -> dict[str, Any]:
     """All that the host knows, and the pod when it runs."""
     now = config
-    config, container, image = look(config)
+    config, container, image = look_for_container(config)
     if container and container.running:
         known = told_facts(ask_pod(config, container, STATUS_WORD))
     elif container and container.in_memory:
@@ -7839,7 +7946,7 @@ def check_engine(config: Config) -> Iterator[Check]:
         skew = abs((epoch(clock) or 0) - time.time())
         fix = "set the clock of the engine's machine: logins and the storage need it"
         yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
-    made, container, image = look(config)
+    made, container, image = look_for_container(config)
     what = f"{config.image} is here"
     if not image:
         what = f"{config.image} is not here"
@@ -8131,9 +8238,9 @@ def cmd_guard(args: argparse.Namespace) -> int:
     return OK
 
 
-def cmd_setup(args: argparse.Namespace) -> int:
+def cmd_set_up(args: argparse.Namespace) -> int:
     """fit a new container (run by up, as root)"""
-    set_up_pod(json.loads(args.made), args.links)
+    set_up_in_pod(json.loads(args.made), args.links)
     if not pod_made().get("sees_locks", True):
         emit(NO_LOCKS.decode())
     return OK
@@ -8226,7 +8333,7 @@ INTERNAL = (
     Word(GUARD_WORD, cmd_guard),
     Word(STATUS_WORD, cmd_pod_status),
     Word(DOCTOR_WORD, cmd_pod_doctor),
-    Word(SETUP_WORD, cmd_setup, (option("made"), option("links", nargs="*"))),
+    Word(SETUP_WORD, cmd_set_up, (option("made"), option("links", nargs="*"))),
     Word(HOLDERS_WORD, cmd_holders, (option("device", type=int), option("place"))),
 )
 ALIASES = {"ssh": ["enter"], "sync": ["pull"], "update": ["pull", "image"]}

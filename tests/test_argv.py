@@ -91,7 +91,7 @@ BUILT = {
         ],
     ),
     "the one look at the container": (
-        tazpod.look_argv(CONFIG),
+        tazpod.inspect_argv(CONFIG),
         ["docker", "inspect", "blue-lab", "tazzo/tazpod-ai:latest"],
     ),
     "the shell": (

@@ -104,18 +104,19 @@ def test_folders_are_made_and_files_opened_for_writing_on_the_same_terms():
 
 # Who runs a program in a dry run as well: it only looks, at what stands beside it.
 LOOK = {
-    "look": "the container and the image",
+    "look_for_container": "the container and the image",
+    "places_with_secrets": "the mounts of the container",
+    "sees_sign": "a file that is made for that, and taken away",
     "pods_of": "all containers",
     "create_container": "the network",
     "chosen_engine": "the engine's version",
     "is_rootless": "the engine",
     "engine_facts": "the engine",
-    "refuse_other_engine": "a container of the other engine",
     "is_there": "whether the container takes a command",
-    "vault_is_open": "mountpoint",
+    "asked_if_open": "mountpoint",
     "ask_pod": "status and doctor, which change nothing",
     "rehearse_in_pod": "the pod's own dry run",
-    "set_up_pod": "which tazpod comes first on PATH",
+    "hook_programs": "which tazpod comes first on PATH",
     "terminal_variables": "what the shell makes of a lease",
     "version_of": "--version",
     "ask_aws": "what the storage and the CLI say; what changes something says so, and goes to `act`",

@@ -95,7 +95,7 @@ def test_the_words_of_the_container_do_nothing_outside_of_one(variable, tmp_path
     """Typed with sudo, the set-up would change this machine's accounts and the shell of all its users."""
     if variable:
         monkeypatch.setenv("HOST_CWD", variable)
-    for function in ("set_up_pod", "scan_holders", "guard", "pod_facts", "check_pod"):
+    for function in ("set_up_in_pod", "scan_holders", "guard", "pod_facts", "check_pod"):
         monkeypatch.setattr(tazpod, function, lambda *_: pytest.fail("it ran"))
     monkeypatch.chdir(tmp_path)
     for words in (["setup", "root"], ["holders", "1", "/x"], ["sync_daemon"], ["status"], ["doctor"]):

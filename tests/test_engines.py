@@ -176,7 +176,7 @@ TOLD = {
     ),
     "open": (tazpod.is_open_argv(PODMAN), "podman exec -e LC_ALL=C blue-lab mountpoint /home/tazpod/secrets"),
     "copy": (tazpod.copy_argv(PODMAN), "podman cp -a=false - blue-lab:/"),
-    "look": (tazpod.look_argv(PODMAN), "podman inspect blue-lab tazzo/tazpod-ai:latest"),
+    "look": (tazpod.inspect_argv(PODMAN), "podman inspect blue-lab tazzo/tazpod-ai:latest"),
     "build": (tazpod.build_argv(PODMAN), "podman build -t docker.io/tazzo/tazpod-ai:latest -f - ."),
 }
 
@@ -222,7 +222,7 @@ NOISE = (
 )
 def test_podman_says_that_there_is_no_container(err: str) -> None:
     config = replace(PODMAN, image="img:1")
-    assert tazpod.parse_look(config, tazpod.Result(125, b"[]\n", err, "podman")) == (None, "")
+    assert tazpod.parse_inspect(config, tazpod.Result(125, b"[]\n", err, "podman")) == (None, "")
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_an_exec_of_podman_that_failed_is_no_answer(stub_path, said: str, code: 
     write_stub(stub_path, "podman", f"echo {shlex.quote(said)} >&2; exit {code}")
     if opened is None:
         with pytest.raises(tazpod.TazpodError, match="podman: Error: can only create"):
-            tazpod.vault_is_open(PODMAN)
+            tazpod.asked_if_open(PODMAN)
     else:
-        assert tazpod.vault_is_open(PODMAN) is opened
+        assert tazpod.asked_if_open(PODMAN) is opened
 
 
 @pytest.mark.parametrize(

@@ -236,16 +236,16 @@ def test_only_the_containers_own_process_shows_an_open_vault(
     (folder / "cgroup").write_text(f"{groups}\n")
     (folder / "mountinfo").write_text(f"{mounts}\n")
     container = Container(ID, "running", "", None, pid=4711)
-    assert tazpod.shows_open_vault(Config(tmp_path, "x"), container, str(tmp_path)) is shown
+    assert tazpod.seen_to_be_open(Config(tmp_path, "x"), container, str(tmp_path)) is shown
     for name in ("mountinfo", "cgroup"):  # neither may be missing
         (folder / name).unlink()
-        assert not tazpod.shows_open_vault(Config(tmp_path, "x"), container, str(tmp_path))
+        assert not tazpod.seen_to_be_open(Config(tmp_path, "x"), container, str(tmp_path))
 
 
 @pytest.mark.parametrize("pid", [0, -1, os.getpid(), 1 << 40])
 def test_a_number_that_is_no_process_of_the_container_shows_nothing(pid: int, tmp_path: Path) -> None:
     container = Container(ID, "running", "", None, pid=pid)
-    assert not tazpod.shows_open_vault(Config(tmp_path, "x"), container)
+    assert not tazpod.seen_to_be_open(Config(tmp_path, "x"), container)
 
 
 @pytest.mark.engine
@@ -255,8 +255,8 @@ def test_a_real_container_shows_its_vault_only_while_it_is_open(lab: Place) -> N
     def shown() -> bool:
         container = tazpod.find_container(config)
         assert container
-        assert not tazpod.shows_open_vault(config, container._replace(id=ID))
-        return tazpod.shows_open_vault(config, container)
+        assert not tazpod.seen_to_be_open(config, container._replace(id=ID))
+        return tazpod.seen_to_be_open(config, container)
 
     lab.ok("up")
     assert not shown()

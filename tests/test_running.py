@@ -709,22 +709,25 @@ INSPECTED = {
 
 
 @pytest.mark.parametrize(
-    "change, project",
+    "change, project, ours",
     [
-        ({}, "/m"),  # what HOST_CWD says is not believed: docker.args can set it
-        ({"Config": {"Env": ["HOST_CWD="]}}, "/m"),
-        ({"Config": {"Env": None}}, "/m"),
-        ({"Config": {}}, "/m"),
-        ({"Mounts": None}, None),
-        ({"Mounts": [{"Destination": "/workspace/x", "Source": "/no"}]}, None),
-        ({"Mounts": [{"Destination": "/workspace"}]}, ""),
-        ({"Mounts": [{"Destination": "/workspace", "Source": "/host_mnt/m"}]}, "/m"),
+        ({}, "/m", True),
+        ({"Config": {"Env": ["HOST_CWD=/old", "HOST_CWD=/new"]}}, "/m", True),
+        ({"Config": {"Env": ["HOST_CWD="]}}, "/m", True),
+        ({"Config": {"Env": ["XHOST_CWD=/x"]}}, "/m", False),
+        ({"Config": {"Env": None}}, "/m", False),
+        ({"Config": {}}, "/m", False),
+        ({"Mounts": None}, None, False),
+        ({"Mounts": [{"Destination": "/workspace/x", "Source": "/no"}]}, None, False),
+        ({"Mounts": [{"Destination": "/workspace"}]}, "", False),
+        ({"Mounts": [{"Destination": "/workspace", "Source": "/host_mnt/Users/me/x"}]}, "/Users/me/x", True),
     ],
 )
-def test_whose_a_container_is(change, project):
+def test_whose_a_container_is(change, project, ours):
+    """What is mounted tells that, and no variable: docker.args can set one."""
     text = json.dumps([{**INSPECTED, **change}]).encode()
-    container, image = tazpod.parse_look(CONFIG, tazpod.Result(0, text, ""))
-    assert container and image == ""
+    container, image = tazpod.parse_inspect(CONFIG, tazpod.Result(0, text, ""))
+    assert container and image == "" and container.ours is ours
     assert (container.id, container.status, container.project) == ("abc", "running", project)
 
 
@@ -741,7 +744,7 @@ def test_whose_a_container_is(change, project):
 )
 def test_an_inspect_that_makes_no_sense_is_an_error_not_a_fault(text):
     with pytest.raises(tazpod.TazpodError, match="makes no sense"):
-        tazpod.parse_look(CONFIG, tazpod.Result(0, text, ""))
+        tazpod.parse_inspect(CONFIG, tazpod.Result(0, text, ""))
 
 
 IMAGE_FOUND = {"Id": "sha256:1", "RootFS": {}}
@@ -767,7 +770,7 @@ IMAGE_FOUND = {"Id": "sha256:1", "RootFS": {}}
 )
 def test_one_inspect_tells_container_and_image(found, err, container, image):
     result = tazpod.Result(1 if err else 0, json.dumps(found).encode(), err)
-    there, here = tazpod.parse_look(CONFIG, result)
+    there, here = tazpod.parse_inspect(CONFIG, result)
     assert (there.id if there else None, here) == (container, image)
 
 
