@@ -5645,6 +5645,9 @@ def watching(config: Config, session: Session) -> Iterator[None]:
     """Meanwhile, in the background: a guard that died is replaced, a lease that was removed comes back."""
     import threading
 
+    if OPTIONS.dry_run:
+        yield
+        return
     over = threading.Event()
 
     def watch() -> None:

@@ -31,6 +31,7 @@ VOLATILE = (
     (r"/dev/fd/\w+", "/dev/fd/N"),
     (r"--(leaving|session) \w+", r"--\1 SESSION"),
     (r"/run/\w+\.shell", "/run/SESSION.shell"),
+    (r"\.[0-9a-f]{8}\.part", ".ID.part"),
     (r"--debug ", ""),
 )
 
@@ -41,19 +42,32 @@ def plain(line: str) -> str:
     return line
 
 
+# All in a container that somebody might change, less what the guard writes; and what is mounted.
+INSIDE = r"""
+find /home/tazpod /home/tazpod/secrets /opt/tazpod /etc /tmp /dev/shm -xdev -mindepth 1 \
+  ! -name 'tazpod-guard.json' ! -name tazpod-sync.log -printf '%p %T@ %s %m %U %l\n' | sort
+cut -d ' ' -f 3- /proc/self/mountinfo
+"""
+
+
+def state(place: Place) -> dict[str, object]:
+    """All that a word may change: project, home with the state folder, containers, the container's files."""
+    paths = [*place.folder.rglob("*"), *place.home.rglob("*")]
+    paths = [path for path in paths if path.name not in ("run", "guard.lock")]  # the guard starts
+    found: dict[str, object] = {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in paths}
+    found["docker"] = docker("ps", "-a", "--filter", f"name={place.name}", "--format", "{{.ID}} {{.State}}")
+    found["networks"] = docker("network", "ls", "-q", "--filter", "name=tazpod-mtu-1300")
+    if found["docker"] and "running" in str(found["docker"]):
+        found["inside"] = place.reads(INSIDE, user="0")
+    return found
+
+
 def shown(place: Place, *words: str, passphrase: str | None = None) -> list[str]:
-    """What --dry-run prints, a program a line; nothing of the project may have changed."""
-
-    def state() -> object:
-        paths = [*place.folder.rglob("*"), *place.home.rglob("*")]
-        paths = [p for p in paths if p.name not in ("run", "guard.lock")]  # the guard starts
-        files = {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in paths}
-        return files, docker("ps", "-a", "--filter", f"name={place.name}", "--format", "{{.ID}} {{.State}}")
-
-    before = state()
+    """What --dry-run prints, a program a line; nothing at all may have changed."""
+    before = state(place)
     done = place.run("--dry-run", *words, passphrase=passphrase)
     assert done.returncode == 0, done.stderr
-    assert state() == before
+    assert state(place) == before
     return [plain(stage) for line in done.stdout.splitlines() for stage in line.split(" | ")]
 
 
@@ -113,8 +127,46 @@ def test_entering(lab: Place) -> None:
     ]
 
 
+def in_docker(lines: list[str]) -> list[str]:
+    """The calls of docker alone: in a container that only would run, nobody can say what happens."""
+    return [line for line in lines if line.startswith("docker ")]
+
+
+def test_the_states_of_a_container(lab: Place) -> None:
+    docker("stop", "-t", "0", lab.name)
+    assert shown(lab, "lock") == ran(lab, "lock") == []  # it is locked, and nothing is started for that
+    assert shown(lab, "verify", passphrase=PASSPHRASE)[0] == f"docker start {lab.name}"
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    docker("pause", lab.name)
+    assert shown(lab, "up") == ran(lab, "up")
+    person = lab.enter()  # a command beside it locks nothing
+    assert shown(lab, "run", "true") == ran(lab, "run", "true")
+    assert person.leaves() == 0
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    lab.reads("echo new > ~/secrets/new")
+    docker("pause", lab.name)
+    expected = shown(lab, "up", "--recreate")
+    assert [line.split()[1] for line in expected[:5]] == ["unpause", "exec", "kill", "stop", "rm"]
+    assert expected == in_docker(ran(lab, "up", "--recreate"))
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    assert lab.reads("cat ~/secrets/new") == "new"
+    docker("pause", lab.name)
+    assert shown(lab, "down") == in_docker(ran(lab, "down"))
+    lab.ok("up")
+
+
+def test_a_login_that_is_still_valid(lab: Place) -> None:
+    lab.reads("printf '#!/bin/sh\\nexit 0\\n' > /usr/local/bin/aws; chmod 755 /usr/local/bin/aws", user="0")
+    try:
+        assert shown(lab, "login") == ran(lab, "login") != []
+    finally:
+        lab.reads("rm /usr/local/bin/aws", user="0")
+
+
 def test_a_command_in_a_locked_vault(lab: Place) -> None:
-    assert shown(lab, "run", "ls", "-la") == ran(lab, "run", "ls", "-la")
+    """While it lasts, a guard that is missed is started, as time goes by."""
+    real = ran(lab, "run", "ls", "-la")
+    assert shown(lab, "run", "ls", "-la") == [line for line in real if tazpod.GUARD_WORD not in line]
 
 
 def test_init_says_what_it_would_write(place: Place) -> None:
@@ -138,7 +190,7 @@ def test_no_container_is_made_for_a_word_that_reads(place: Place) -> None:
 
 
 def test_the_storage(place: Place) -> None:
-    place.init(*s3lib.CONFIG[:1], "sync.interval: 0", "sync.push_on_exit: false")
+    place.init(*s3lib.CONFIG[:1], "sync.interval: 0", "sync.push_on_exit: false", "vault.retention: 1")
     place.env |= s3lib.KEYS
     place.ok("up")
     cloud = s3lib.Cloud(place.name, place.box / "cloud")
@@ -147,13 +199,35 @@ def test_the_storage(place: Place) -> None:
         place.ok("save", "--force")
         for words in (["setup-storage"], ["push"], ["pull"]):
             assert calls(shown(place, *words)) == calls(ran(place, *words)), words
-        place.reads("echo more > ~/secrets/more")
-        place.ok("save")
-        expected = calls(shown(place, "push"))
-        assert [call.split()[2] for call in expected] == ["copy-object", "put-object"]
-        assert expected == calls(ran(place, "push"))
+        for replaced in (["copy-object", "put-object"], ["copy-object", "delete-objects", "put-object"]):
+            place.reads("date +%N > ~/secrets/more; sleep 1")  # a version is named by its second
+            place.ok("save")
+            expected = calls(shown(place, "push"))
+            assert [call.split()[2] for call in expected] == replaced
+            assert expected == calls(ran(place, "push"))
+        place.ok("lock")
+        assert shown(place, "verify", "--remote", passphrase=PASSPHRASE) == looked_through(
+            ran(place, "verify", "--remote", passphrase=PASSPHRASE)
+        )
+        version = place.ok("history", "--remote").split()[0]
+        words = ("restore", version, "--remote")
+        expected = shown(place, *words, passphrase=PASSPHRASE)
+        assert expected == looked_through(ran(place, *words, passphrase=PASSPHRASE))
+        place.sealed.unlink()
+        (place.vault / "remote.json").unlink()
+        words = ("--yes",)  # no vault here, and keys: no login, but a pull
+        expected = [line for line in shown(place, *words) if line.startswith("docker ")]
+        assert [re.search("tazpod --yes (\\w+)", line)[1] for line in expected if "--yes" in line] == [
+            "pull",
+            "unlock",
+        ]
     finally:
         cloud.close()
+
+
+def looked_through(lines: list[str]) -> list[str]:
+    """Without the calls of aws that only look."""
+    return [line for line in lines if "head-object" not in line]
 
 
 def calls(lines: list[str]) -> list[str]:
