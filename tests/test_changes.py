@@ -28,14 +28,14 @@ READING = re.compile(r"(os\.O_(RDONLY|DIRECTORY|CLOEXEC|NOFOLLOW|NONBLOCK|PATH)|
 
 # The functions that change something, each of which does not in a dry run.
 KNOW = {
-    *("act", "start", "stream", "run_foreground", "signal_group"),
+    *("act", "launch", "stream", "run_foreground", "signal_group"),
     *("private_folder", "make_folder", "create_file", "remove_file", "remove_folder", "empty_folder"),
     *("set_mode", "set_owner", "copy_file", "copy_tree", "second_name", "write_in_place", "rename_file"),
     *("link_to", "write_whole", "locked_file", "empty_file", "relay_agent", "cmd_guard", "tell_work"),
 }
 # What changes something and does not ask itself: who calls it, or why it may.
 WITHOUT = {
-    "spawn": {"act", "start", "stream", "run_foreground", "capture"},
+    "spawn": {"act", "launch", "stream", "run_foreground", "capture"},
     "capture": None,  # see the next test
     "_spawn_at_once": {"spawn"},
     "folder_at": None,  # makes folders for `private_folder` alone, see below
@@ -44,6 +44,7 @@ WITHOUT = {
     "make_changeable": {"empty_file"},
     "guard": {"cmd_guard"},
     "aws_environment": None,  # a folder of its own in RAM, for a call that only looks as well
+    "show_caches": {"aws_environment"},
     "build_image": None,  # a file without a name
 }
 
