@@ -656,7 +656,7 @@ ERROR_WORD = re.compile(r"(\S+: )?\[?(error|fatal)\b|An error occurred \(", re.I
 # ... and what stands around that line: progress, advice, and that it gives up now.
 ASIDE = re.compile(
     r"gpg: (AES\S* encrypted data|encrypted with|no gpg-agent|problem with the agent|decrypt_message failed)"
-    r"|tar: (Exiting with failure status|Error is not recoverable)"
+    r"|(\S*/)?tar: (Exiting with failure status|Error is not recoverable)"
     r"|sudo: error initializing|dmesg\(1\) may|(Run|See) '|hint: |(\S+: )?warning: ",
     re.IGNORECASE,
 )
@@ -3619,14 +3619,15 @@ def mount_tmpfs(vault: Vault) -> int:
     return mount_ram(vault.transit, vault.size)
 
 
-def move_mount(source: Path, target: Path, *more: Sequence[str]) -> None:
+def move_mount(source: Path, target: Path, *more: Sequence[str]) -> bool:
     """Move a mount in one step, busy or not (mount(8), --move); the mount table tells whether it did.
 
-    `more` is done to it in its new place, and may fail.
+    `more` is done to it in its new place; whether that went well.
     """
     result = change_mounts(["mount", "--move", str(source), str(target)], *more)
     if mounted_at(source) is not None or mounted_at(target) is None:
         raise VaultError(f"{source} could not be moved to {target}: {result.reason}")
+    return result.code == 0
 
 
 def remount_argv(place: Path, mode: str) -> list[str]:
@@ -3637,10 +3638,17 @@ def remount_argv(place: Path, mode: str) -> list[str]:
 def set_aside(vault: Vault) -> None:
     """Move the open vault to TRANSIT, where no path of a session leads to it, and freeze it there.
 
-    The freeze is refused when a file is open for writing: its process is named when the vault is destroyed.
+    The freeze is refused while a file is open for writing.  Who is just writing is waited for, since no
+    other path leads to the vault any more; who keeps a file open is named when the vault is destroyed.
     """
     make_folder(vault.transit)
-    move_mount(vault.mount, vault.transit, remount_argv(vault.transit, "ro"))
+    freeze = remount_argv(vault.transit, "ro")
+    frozen = move_mount(vault.mount, vault.transit, freeze)
+    for _ in range(ATTEMPTS):
+        if frozen:
+            return
+        time.sleep(0.03)
+        frozen = change_mounts(freeze).code == 0
 
 
 def put_back(vault: Vault) -> None:
@@ -3719,7 +3727,7 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
         left = told["left"]
         holders.update({int(pid): str(name) for pid, name in told["held"].items()})
     if left:
-        raise VaultError(f"{plain(left[0])} could not be emptied: the vault is not destroyed", "tazpod down")
+        raise VaultError(f"{left[0]} could not be emptied: the vault is not destroyed", "tazpod down")
     act(as_root(erase_argvs(place)[1]))
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
@@ -5396,12 +5404,12 @@ def pod_vault(config: Config) -> Vault:
     return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds)
 
 
-def seen_to_be_open(config: Config, container: Container, proc: str = "/proc") -> bool:
-    """Whether this very machine shows the open vault in the container, which spares a docker-exec.
+def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
+    """The mounts in a container, as far as this very machine shows them: that spares a docker-exec.
 
-    Only yes is an answer.  The engine may be another machine's, whose numbers of processes mean
-    nothing here; so the process must be in the control group of that container (cgroups(7)), and all
-    is read of one process, however fast its number is given to another.
+    Only what is there is an answer.  The engine may be another machine's, whose numbers of processes
+    mean nothing here; so the process must be in the control group of that container (cgroups(7)), and
+    all is read of one process, however fast its number is given to another.
     """
     with contextlib.suppress(OSError, ValueError):
         folder = os.open(f"{proc}/{container.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -5415,9 +5423,14 @@ def seen_to_be_open(config: Config, container: Container, proc: str = "/proc") -
         groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
         podman = f"libpod-{container.id}"
         if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
-            found = [m.kind for m in parse_mountinfo(texts[1]) if m.point == config.secrets]
-            return found[-1:] == ["tmpfs"]
-    return False
+            return parse_mountinfo(texts[1])
+    return []
+
+
+def seen_to_be_open(config: Config, container: Container, proc: str = "/proc") -> bool:
+    """Whether this very machine shows the open vault in the container; only yes is an answer."""
+    kinds = [mount.kind for mount in seen_mounts(container, proc) if mount.point == config.secrets]
+    return kinds[-1:] == ["tmpfs"]
 
 
 def observe(config: Config, container: Container) -> State:
@@ -6779,7 +6792,10 @@ def cmd_run(args: argparse.Namespace) -> int:
 
 
 def vault_shown(name: str, pod: Container) -> str:
-    """`open`, `locked`, or `-` where there is no vault or nobody can tell."""
+    """`open`, `locked`, `-` where there is no vault or nobody can tell; `moving` with secrets still in RAM.
+
+    That is an unlock or a lock under way, or what is left of a killed one.
+    """
     project = Path(str(pod.project))
     try:
         config = parse_config(read_shared(project / CONFIG_PATH).decode(), project)[0]
@@ -6787,8 +6803,11 @@ def vault_shown(name: str, pod: Container) -> str:
         if not config.ghost_mode or pod.status == "paused":
             return "-"
         config = config_of(config, pod)._replace(program=pod.engine)
-        opened = seen_to_be_open(config, pod) or (pod.running and asked_if_open(config))
-        return "open" if opened else "locked"
+        if seen_to_be_open(config, pod) or (pod.running and asked_if_open(config)):
+            return "open"
+        if any(mount.point == f"{config.home}/{TRANSIT}" for mount in seen_mounts(pod)):
+            return "moving"
+        return "locked"
     except (TazpodError, OSError, UnicodeDecodeError):
         return "-"
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import plumbum
@@ -846,6 +846,61 @@ def test_what_changes_between_save_and_lock_keeps_the_vault_open(opened: World) 
     assert tazpod.lock(vault, saved=True) is None and tazpod.is_open(vault)
     tazpod.save(vault)
     assert tazpod.lock(vault, saved=True) == [] and not tazpod.is_open(vault)
+
+
+def test_what_is_written_just_before_the_vault_goes_is_not_lost(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, real = opened.vault, tazpod.move_mount
+
+    def write_and_move(source: Path, target: Path, *more: Sequence[str]) -> bool:
+        if source == vault.mount:
+            (source / "late").write_bytes(b"late")
+        return bool(real(source, target, *more))
+
+    tazpod.save(vault, force=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(tazpod, "move_mount", write_and_move)
+        assert tazpod.lock(vault, saved=True) is None
+    assert tazpod.is_open(vault) and (vault.mount / "late").read_bytes() == b"late"
+    assert opened.mounted() == [".aws", "secrets"]
+    opened.put("later", "x")
+    tazpod.save(vault)
+    assert tazpod.lock(vault, saved=True) == []
+
+
+def test_nothing_is_written_while_the_last_look_is_taken_and_who_comes_then_keeps_the_vault(
+    opened: World,
+) -> None:
+    vault = opened.vault
+    looks: list[str] = []
+
+    def somebody_comes() -> bool:
+        here = os.open(vault.transit, os.O_RDONLY | os.O_DIRECTORY)  # as one does who stood in the vault
+        try:
+            os.open("new", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=here)
+        except OSError as error:
+            looks.append(str(error.strerror))
+        finally:
+            os.close(here)
+        (vault.home / ".aws").mkdir(exist_ok=True)
+        return True
+
+    tazpod.save(vault)
+    assert tazpod.lock(vault, saved=True, wanted=somebody_comes) is None
+    assert looks == ["Read-only file system"]
+    opened.put("new", "x")
+    (vault.home / ".aws/token").write_bytes(b"x")
+    assert tazpod.save(vault) is not None
+
+    def fails() -> bool:
+        raise tazpod.VaultError("no")
+
+    with pytest.raises(tazpod.VaultError):
+        tazpod.lock(vault, saved=True, wanted=fails)
+    opened.put("newer", "x")
+    assert tazpod.lock(vault) == []
+    assert_locked_and_clean(opened)
 
 
 def test_a_lock_waits_for_a_save(opened: World) -> None:

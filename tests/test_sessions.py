@@ -62,6 +62,24 @@ def test_the_last_to_leave_saves_and_locks(lab: Place) -> None:
     assert session_files(lab) == []
 
 
+def test_who_comes_while_the_last_one_leaves_keeps_the_vault(project_with_vault: Place) -> None:
+    """The hook holds the lock up after the sessions were counted: the worst moment."""
+    place = project_with_vault
+    place.configure("hooks.pre_lock: 'touch /tmp/hook; until [ -e /tmp/go ]; do sleep 0.05; done'")
+    first = place.enter()
+    first.shell()
+    first.types("exit")
+    eventually(lambda: place.inside("test -e /tmp/hook").returncode == 0, "the first one leaves")
+    second = joins(place)
+    second.sh("echo kept > ~/secrets/new; touch /tmp/go")
+    assert first.ends() == 0
+    assert "the vault stays open: a session has come" in first.seen
+    assert second.sh("cat ~/secrets/new") == "kept"
+    assert second.leaves() == 0
+    assert "the vault is locked" in second.seen
+    assert place.is_shut()
+
+
 @pytest.mark.parametrize("end", ["killed", "closed"])
 def test_a_dead_host_side_ends_its_own_shell_and_the_last_one_locks(lab: Place, end: str) -> None:
     first, second = lab.enter(), joins(lab)
