@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 else:
     json, shlex, Path = Late("json"), Late("shlex"), Late("pathlib", "Path")
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 # ── 0. constants ──────────────────────────────────────────────────────────────────────────
 
