@@ -1281,13 +1281,15 @@ def _read_list(key: Key, node: Any) -> tuple[str, ...]:
 def _read_mapping(key: Key, node: Any) -> tuple[tuple[str, str | None], ...]:
     if _kind_of(node) != "mapping":
         raise ValueError("must be a mapping")
-    pairs = []
+    values: dict[str, str | None] = {}
     for left, right in node.value:
-        value = None
+        name = _legal(key, _text_of(left))
+        if name in values:  # what is approved would not be all that docker is told
+            raise ValueError(f"{name} is there twice")
+        values[name] = None
         if _kind_of(right) != "null":
-            value = _text_of(right)
-        pairs.append((_legal(key, _text_of(left)), value))
-    return tuple(pairs)
+            values[name] = _text_of(right)
+    return tuple(values.items())
 
 
 # How a value of each type is read from its node: ValueError says what was wanted instead.

@@ -256,6 +256,7 @@ WRONG = [
     ("env: [A=b]", "1: env: must be a mapping"),
     ("env: {A: [b]}", "1: env: must be text"),
     ("env: {A-B: c}", "1: env: 'A-B' is not a legal value"),
+    ("env: {A: b, A: }", "1: env: A is there twice"),
     ("env: {'A=B': c}", "1: env: 'A=B' is not a legal value"),
     ("vault: {binds: [/etc]}", "1: vault.binds: '/etc' is not a legal value"),
     ("vault: {binds: [../x]}", "1: vault.binds: '../x' is not a legal value"),
