@@ -7713,7 +7713,10 @@ def cmd_pod_status(args: argparse.Namespace) -> int:
 
 def ask_pod(config: Config, container: Container, word: str) -> Any:
     """What an internal word of the pod prints as JSON, of whatever shape: root there may answer for it."""
-    result = capture(exec_argv(config, ["tazpod", word], terminal=False))
+    command = ["tazpod", word]
+    if OPTIONS.dry_run:
+        command.append("--dry-run")
+    result = capture(exec_argv(config, command, terminal=False))
     lines = result.out[-SHARED_LIMIT:].splitlines()
     if result.code == 0 and lines:
         with contextlib.suppress(ValueError, RecursionError):
@@ -8122,6 +8125,8 @@ def version_of(name: str) -> str:
 
 def check_ram() -> Iterator[Check]:
     """Whether a tmpfs can be mounted, and whether it may be written to swap."""
+    if OPTIONS.dry_run:
+        return  # to find out, one is mounted
     with empty_folder("tazpod-") as place:
         kept = change_mounts(tmpfs_argv(place, "64k"))
         done = kept
@@ -8373,7 +8378,8 @@ Options
   --pod NAME        of the project of that pod, not of this folder
   --yes             answer yes to every question; it does not approve a config.yaml
   --debug           print every command that is run; show tracebacks
-  --dry-run         print the commands that would change something, in order; run none of them
+  --dry-run         print the commands that would change something, in order; run none of them,
+                    write no file, ask nothing: where there is a question, yes is shown
   --help, -h        also after a word: tazpod unlock --help
   --version, -v
 
