@@ -10,7 +10,7 @@ from pathlib import Path
 import enginelib
 import pytest
 import s3lib
-from enginelib import PASSPHRASE, Place, docker
+from enginelib import ENGINE, PASSPHRASE, Place, docker
 
 import tazpod
 
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.engine
 
 # Calls that only look.
 LOOKS = re.compile(
-    r"docker (container |network |image )?inspect |docker exec \S+ mountpoint |docker exec \S+ bash -c"
-    r"|docker container ls |docker exec -u 0 \S+ test -e |docker exec \S+ cat /proc/self/mountinfo"
+    rf"{ENGINE} (container |network |image )?inspect |{ENGINE} exec (-e LC_ALL=C )?\S+ mountpoint "
+    rf"|{ENGINE} exec \S+ bash -c|{ENGINE} container ls |{ENGINE} exec -u 0 \S+ test -e "
+    rf"|{ENGINE} exec \S+ cat /proc/self/mountinfo"
     r"|openssl enc .*--tazpod-probe|aws configure export-credentials|aws sso login .*--tazpod-probe"
 )
 # What differs from one run to the next: descriptors, folders made for one call, sessions.
@@ -55,7 +56,7 @@ def state(place: Place) -> dict[str, object]:
     paths = [*place.folder.rglob("*"), *place.home.rglob("*")]
     paths = [path for path in paths if path.name not in ("run", "guard.lock")]  # the guard starts
     found: dict[str, object] = {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in paths}
-    found["docker"] = docker("ps", "-a", "--filter", f"name={place.name}", "--format", "{{.ID}} {{.State}}")
+    found["docker"] = docker("inspect", "-f", "{{.Id}} {{.State.Status}}", place.name, check=False)
     found["networks"] = docker("network", "ls", "-q", "--filter", "name=tazpod-mtu-1300")
     if found["docker"] and "running" in str(found["docker"]):
         found["inside"] = place.reads(INSIDE, user="0")
@@ -103,7 +104,7 @@ def test_the_life_of_a_project(place: Place) -> None:
         there = docker("ps", "-q", "--filter", f"name={place.name}")
         expected, real = (look(place, *words, passphrase=passphrase) for look in (shown, ran))
         if not there:  # nobody can say yet what happens in it
-            real = [line for line in real if line.startswith("docker ")]
+            real = [line for line in real if line.startswith(f"{ENGINE} ")]
         assert expected == real, words
     docker("network", "rm", tazpod.network_name(1300), check=False)
 
@@ -120,7 +121,7 @@ def test_a_vault_of_go_tazpod(lab: Place) -> None:
 
 def test_entering(lab: Place) -> None:
     lines = shown(lab, "--yes")
-    assert [shlex.split(line)[-1] for line in lines if line.startswith("docker")] == [
+    assert [shlex.split(line)[-1] for line in lines if line.startswith(ENGINE)] == [
         "tazpod --yes unlock --session SESSION",
         "/bin/bash",
         "tazpod lock --leaving SESSION",
@@ -185,7 +186,7 @@ def test_words_that_change_nothing_are_run(lab: Place) -> None:
 
 def test_no_container_is_made_for_a_word_that_reads(place: Place) -> None:
     place.init()
-    assert "docker run" in place.ok("--dry-run", "history", "--remote")
+    assert f"{ENGINE} run" in place.ok("--dry-run", "history", "--remote")
     assert docker("ps", "-aq", "--filter", f"name={place.name}") == ""
 
 
