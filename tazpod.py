@@ -8378,8 +8378,7 @@ Options
   --pod NAME        of the project of that pod, not of this folder
   --yes             answer yes to every question; it does not approve a config.yaml
   --debug           print every command that is run; show tracebacks
-  --dry-run         print the commands that would change something, in order; run none of them,
-                    write no file, ask nothing: where there is a question, yes is shown
+  --dry-run         show what would be run and written, do none of it, ask nothing
   --help, -h        also after a word: tazpod unlock --help
   --version, -v
 
