@@ -392,6 +392,10 @@ class VaultError(TazpodError):
     """The vault could not be read, written, mounted or unmounted."""
 
 
+class NothingOpen(VaultError):
+    """There is no open vault to work on."""
+
+
 class WrongPassphrase(VaultError):
     """The integrity check failed: the passphrase is wrong or the file is damaged."""
 
@@ -1897,6 +1901,24 @@ def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int
         os.close(fd)
 
 
+def is_alive(path: Path) -> bool:
+    """Whether somebody holds the flock on a file: no only when it is not there, or the lock can be got.
+
+    A disk in trouble is no sign of death.
+    """
+    try:
+        fd = open_shared(path)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once do not see each other
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+
+
 def projects_file() -> Path:
     """Where this host remembers its projects, one a line: init gives each a container name of its own."""
     return state_folder() / "projects"
@@ -1988,16 +2010,15 @@ def _digest_of_value(value: str) -> str:
 
 
 def _without_values(words: Sequence[str]) -> list[str]:
-    """Words for docker-run(1), with a digest for each value of a variable that they set."""
+    """Words for docker-run(1), with a digest for what may be the value of a variable: docker takes it in
+    many forms, so that is whatever stands behind the first `=` of a word that is no long option."""
     hidden = []
-    before = ""
     for word in words:
-        found = re.fullmatch(r"((?:-e|--env=)?\w+=)(.+)", word, re.DOTALL)
-        if found and (before in ("-e", "--env") or word.startswith(("-e", "--env="))):
+        found = re.fullmatch(r"((?:--env=|(?!--))-?[^=]+=)(.+)", word, re.DOTALL)
+        if found:
             hidden.append(found[1] + _digest_of_value(found[2]))
         else:
             hidden.append(word)
-        before = word
     return hidden
 
 
@@ -2262,7 +2283,8 @@ def approved_dockerfile(config: Config) -> bytes:
     """The text of the Dockerfile, approved: by coming from `init`, before, or by who is asked now."""
     project = config.project
     path = project / config.dockerfile
-    refuse_to_be_led_out(project, str(project / config.context), f"build.context: {config.context}")
+    context = str(project / config.context)
+    refuse_to_be_led_out(project, context, f"build.context: {config.context}")
     try:
         text = read_shared(path, owners_of(project))
     except FileNotFoundError:
@@ -2272,6 +2294,8 @@ def approved_dockerfile(config: Config) -> bytes:
     if changes:
         ask_approval(path, changes)
         write_approval(project, approval._replace(dockerfile=digest_of(text)))
+    # Once more: while the question was asked, a program in the container may have put a link there.
+    refuse_to_be_led_out(project, context, f"build.context: {config.context}")
     return text
 
 
@@ -2770,8 +2794,28 @@ def look_for_container(config: Config) -> Found:
         container = container_by_mount(config, container)
     if container is None:
         refuse_other_engine(config)
+        refuse_hidden_container(config)
         return Found(config, None, image)
     return Found(config_of(config, container), container, image)
+
+
+def refuse_hidden_container(config: Config) -> None:
+    """An error where no container was found and yet the guard of one is at work in this very folder.
+
+    It is on another engine of the same kind (DOCKER_HOST, a docker context), or knows the folder under
+    another path, since the folder was moved.  Its vault may be open, so nothing is said of it.
+    """
+    held = config.run_folder / GUARD_LOCK
+    if OPTIONS.dry_run or not held.exists():
+        return
+    for _ in range(ATTEMPTS):  # the guard of a container that was just removed ends with it
+        if not is_alive(held):
+            return
+        time.sleep(0.2)
+    raise TazpodError(
+        f"a container of this project is at work in {config.project}, and {config.program} does not show it",
+        "is DOCKER_HOST or the docker context another one than when it was made, or was the folder moved?",
+    )
 
 
 def container_by_mount(config: Config, named: Container | None) -> Container | None:
@@ -4570,7 +4614,7 @@ def save(
         agree()  # the lock is not held: whoever is asked may never answer
     with vault_lock(vault):
         if not is_open(vault):
-            raise VaultError("the vault is locked: there is nothing to save", "tazpod unlock")
+            raise NothingOpen("the vault is locked: there is nothing to save", "tazpod unlock")
         on_disk = sealed_digest(vault)
         current = session_passphrase(vault, on_disk)
         state = settled_state(vault, on_disk)
@@ -5591,24 +5635,6 @@ def link_agent(folder: Path) -> None:
             remove_file(link)
             return
         link_to(link, relays[-1].name)
-
-
-def is_alive(path: Path) -> bool:
-    """Whether somebody holds the flock on a file: no only when it is not there, or the lock can be got.
-
-    A disk in trouble is no sign of death.
-    """
-    try:
-        fd = open_shared(path)
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once do not see each other
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
 
 
 def is_same_file(path: Path, fd: int) -> bool:
@@ -7133,6 +7159,9 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
     folder = Path(WORKSPACE, ENVELOPE, "run")
     try:
         return save_and_lock(args, config, folder)
+    except NothingOpen:  # the guard, or another terminal, was faster: it has saved and locked
+        say("the vault is locked already")
+        return OK
     finally:
         if args.leaving:
             start_guard(folder)  # which goes on where this failed

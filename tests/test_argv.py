@@ -918,7 +918,8 @@ def test_a_container_that_went_away_is_told(now, *, lost, script, project, insta
         os.utime(marker, (calendar.timegm((2026, 1, 2, 3, 4, 5)),) * 2)
     warm(script, project, opened=True)
     script.call(SHELL, code=137)
-    script.call(LEAVE, code=1)
+    guard = project / ".tazpod/run" / tazpod.GUARD_LOCK  # it ends with its container
+    script.call(LEAVE, code=1, callback=lambda _: guard.unlink(missing_ok=True))
     script.call(INSPECT, **(answer(now, project) if now == "exited" else now))
     if now == NO_CONTAINER:
         script.call(LIST)
@@ -1143,3 +1144,13 @@ def test_no_link_leads_the_host_elsewhere(place, script, project, tmp_path, capf
     ):  # no advice to chown what lies behind it
         list(tazpod.check_files(load_config(project)))
     assert sorted(other.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [["lock"], ["down"], ["status"], ["up"]])
+def test_a_container_that_this_engine_does_not_show_is_not_said_to_be_gone(words, script, project, capfd):
+    lock = tazpod.private_folder(project / ".tazpod/run") / tazpod.GUARD_LOCK
+    with tazpod.locked_file(lock, "guarding"):
+        script.call(INSPECT, **NO_CONTAINER)
+        script.call(LIST)
+        assert script.play(*words) == 1
+    assert "is at work in" in capfd.readouterr().err

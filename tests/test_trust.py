@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import termios
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,13 @@ def test_a_value_that_stands_in_the_text_twice_is_the_right_one(text, project):
     approve(project, text)
     request = tazpod.read_request(project)
     assert request.kept and request.config == tazpod.parse_config(text, project)[0]
+
+
+@pytest.mark.parametrize("words", [["-ite", "A=zebra"], ["-e", "a-b=zebra"], ["-tieA=zebra"], ["-e=A=zebra"]])
+def test_no_form_of_a_variable_in_the_words_for_docker_is_kept(words, project):
+    approve(project, f"docker: {{args: {json.dumps(words)}}}")
+    assert "zebra" not in tazpod.approval_file(project).read_text()
+    assert tazpod.read_request(project).config.docker_args == tuple(words)
 
 
 def test_the_configs_that_version_0_5_0_kept_are_gone(project):
@@ -305,6 +313,31 @@ def test_a_dockerfile_that_was_not_approved_is_not_built(project, docker):
     assert run_cli("build").returncode == 0
     path.write_text("FROM worse\n")
     assert run_cli("build").returncode == 2
+
+
+def test_a_context_that_becomes_a_link_while_the_question_is_asked_is_refused(project, tmp_path):
+    (project / "ctx").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    approve(project, "build: {context: ctx}")
+    (project / tazpod.DOCKERFILE_PATH).write_text("FROM other\n")
+    config = tazpod.the_project()
+    with terminal() as person:
+
+        def swap_and_answer() -> None:
+            seen = ""
+            while "[y/N]" not in seen:
+                seen += person.shown()
+            (project / "ctx").rmdir()
+            (project / "ctx").symlink_to(tmp_path / "elsewhere")
+            person.type("y\n")
+
+        inside = threading.Thread(target=swap_and_answer)
+        inside.start()
+        try:
+            with pytest.raises(tazpod.UsageError, match="leads out of the project"):
+                tazpod.approved_dockerfile(config)
+        finally:
+            inside.join()
 
 
 def test_a_dockerfile_that_another_version_wrote_needs_no_approval(project, monkeypatch):
