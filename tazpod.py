@@ -4620,9 +4620,9 @@ def save(
         state = settled_state(vault, on_disk)
         make_folder(vault.mount / ".aws")  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
-        if not force and passphrase is None and on_disk and tree.digest == state.get("tree"):
+        if not force and passphrase is None and is_sealed(vault, tree, state, on_disk):
             if on_disk != state.get("sealed"):
-                warn("the sealed vault was replaced by another since this one was opened")
+                warn("the sealed vault was replaced by another; this one is in the history")
             return None
         must_fit(vault, tree)
         for text in tree.left_out:
@@ -4651,6 +4651,22 @@ def save(
         write_whole(vault.marker, b"")
         prune_history(vault)
         return tree
+
+
+def is_sealed(vault: Vault, tree: Tree, state: Mapping[str, str], on_disk: str) -> bool:
+    """Whether a sealed file here, the present one or a version of the history, holds this very tree."""
+    if not on_disk or tree.digest != state.get("tree"):
+        return False
+    if on_disk == state.get("sealed"):
+        return True
+    for version in versions(vault):
+        fd = open_sealed_file(version)
+        try:
+            if digest_fd(fd) == state.get("sealed"):
+                return True
+        finally:
+            os.close(fd)
+    return False
 
 
 def must_fit(vault: Vault, tree: Tree) -> None:
