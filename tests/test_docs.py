@@ -238,6 +238,8 @@ def test_a_day_as_the_readme_has_it(tmp_path: Path) -> None:
     env = {**place.env, "PATH": f"{tools}:{os.environ['PATH']}", "XDG_STATE_HOME": state}
     try:
         place.ok("run", "git", "init", "-q")
+        place.ok("unlock", "--new", passphrase=PASSPHRASE)
+        place.ok("lock")
         day = bash(block(README, "cd my-project"), tmp_path, **env)
         assert day.returncode == 0, day.stderr
         assert "On branch" in day.stdout

@@ -43,10 +43,12 @@ def plain(line: str) -> str:
     return line
 
 
-# All in a container that somebody might change, less what the guard writes; and what is mounted.
+# All in a container that somebody might change, less what the guard writes (its notes, its log, what it
+# remembers of the config) at a moment of its own; and what is mounted.
 INSIDE = r"""
 find /home/tazpod /home/tazpod/secrets /opt/tazpod /etc /tmp /dev/shm -xdev -mindepth 1 \
-  ! -name 'tazpod-guard.json' ! -name tazpod-sync.log -printf '%p %T@ %s %m %U %l\n' | sort
+  ! -name 'tazpod-guard.json' ! -name tazpod-sync.log ! -path '/home/tazpod/.local*' \
+  -printf '%p %T@ %s %m %U %l\n' | sort
 cut -d ' ' -f 3- /proc/self/mountinfo
 """
 
