@@ -3840,7 +3840,11 @@ def _device_of(place: Path) -> int:
 
 def open_things(process: Path) -> list[Path]:
     """What a process has open or runs from, by its links in /proc."""
-    return [process / "cwd", process / "root", process / "exe", *(process / "fd").iterdir()]
+    found = [process / "cwd", process / "root", process / "exe"]
+    for thread in (process / "task").iterdir():  # each may have a table of files of its own
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            found += (thread / "fd").iterdir()
+    return found
 
 
 def scan_holders(device: int) -> dict[int, str]:
@@ -5365,9 +5369,10 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
                 return False
             raise
         copied = answer.get("CopyObjectResult")
-        confirmed = isinstance(copied, dict) and copied.get("ETag")
-        if not confirmed and not OPTIONS.dry_run:
-            raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
+        if not OPTIONS.dry_run:
+            if not isinstance(copied, dict):
+                raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
+            answered(copied, "ETag", ETAG)
     old = sorted({*taken, key}, key=version_order)[: -retention or None]
     if old:
         objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
@@ -7809,7 +7814,7 @@ def told_facts(told: Any) -> dict[str, Any]:
         else:
             legal = type(value) is type(usual)
         if type(value) is int:
-            legal = legal and abs(value) < 1 << 62
+            legal = legal and 0 <= value < LARGEST
         if not legal or value not in FACT_WORDS.get(name, (value,)):
             raise makes_no_sense(f"{name} is {str(value)[:TOLD_LIMIT]!r}")
         if isinstance(value, str):
