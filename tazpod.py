@@ -3775,9 +3775,23 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
     if left:
         raise VaultError(f"{left[0]} could not be emptied: the vault is not destroyed", "tazpod down")
     act(as_root(erase_argvs(place)[1]))
+    refuse_what_is_left(place)
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
     return holders
+
+
+def refuse_what_is_left(place: Path) -> None:
+    """VaultError when a vault that was emptied still holds something: a file that was deleted, and that a
+    process has open into which nobody may look."""
+    room = os.statvfs(place)
+    left = (room.f_blocks - room.f_bfree) * room.f_frsize
+    if left and not OPTIONS.dry_run:
+        raise VaultError(
+            f"{left >> 10} KiB of deleted files are still held by a process that may not be looked into,"
+            " so the vault is not destroyed",
+            "end that process, or all in the container: tazpod down --discard",
+        )
 
 
 def try_unmount(place: Path, *options: str) -> str:

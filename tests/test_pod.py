@@ -146,6 +146,30 @@ def test_a_lock_destroys_what_other_mount_namespaces_and_open_files_show(pod: Pl
     assert pod.is_shut()
 
 
+HIDDEN = """
+import ctypes, os, sys, time
+file = open(os.path.expanduser("~/secrets/gone"))
+os.unlink(file.name)
+ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE: nobody looks into it but who may trace everything
+open("/tmp/hidden.ready", "w").close()
+time.sleep(600)
+"""
+
+
+def test_a_vault_of_which_something_is_left_is_not_said_to_be_locked(pod: Place) -> None:
+    pod.ok("unlock", passphrase=PASSPHRASE)
+    pod.reads("echo secret > ~/secrets/gone; rm -f /tmp/hidden.ready")
+    run = ["docker", "exec", "-d", pod.name, "env", "HOME=/home/tazpod", "python3", "-c", HIDDEN]
+    subprocess.run(run, check=True)
+    eventually(lambda: pod.inside("test -e /tmp/hidden.ready").returncode == 0, "it is ready")
+    done = pod.run("lock")
+    assert done.returncode == 1 and "the vault is locked" not in done.stderr
+    assert "may not be looked into" in done.stderr and "tazpod down --discard" in done.stderr
+    pod.reads("pkill -9 -f hidden.ready", user="0")
+    eventually(lambda: pod.run("lock").returncode == 0, "it can be locked")
+    assert pod.is_shut()
+
+
 # -- ssh
 
 
