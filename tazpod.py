@@ -5383,10 +5383,10 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
                 return False
             raise
         copied = answer.get("CopyObjectResult")
-        if not OPTIONS.dry_run:
-            if not isinstance(copied, dict):
-                raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
-            answered(copied, "ETag", ETAG)
+        etag = copied.get("ETag") if isinstance(copied, dict) else None
+        confirmed = isinstance(etag, str) and re.fullmatch(r'"?[0-9A-Za-z-]+"?', etag)  # some give no quotes
+        if not confirmed and not OPTIONS.dry_run:
+            raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
     old = sorted({*taken, key}, key=version_order)[: -retention or None]
     if old:
         objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
