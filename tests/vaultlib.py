@@ -457,24 +457,33 @@ def kill_by_step(root: Path, word: str, part: int, parts: int, number: int) -> t
         count = count_steps(sweep.prepare())
         sweep.settle(0)
         for step in range(part, count, parts):
-            work = sweep.prepare()
-            ready, tell = os.pipe()
-
-            def stepwise(work: Callable[[], object] = work, step: int = step, tell: int = tell) -> None:
-                die_at_step(step, tell, number)
-                work()
-
-            child = Child(stepwise)
-            sweep.child = child.pid
-            code = child.wait()
-            os.close(ready)
-            os.close(tell)
-            sweep.check_cleaned_up(number)
-            try:
-                sweep.settle(code)
-            except BaseException as error:
-                raise AssertionError(f"{word} killed at step {step} of {count}: {error}") from error
+            # What the one killed before it had done already takes no step again: then it ends, once.
+            if kill_before_step(sweep, step, number) == 0:
+                sweep.finished -= 1
+                kill_before_step(sweep, step, number)
         return sweep.killed, sweep.finished - 1
+
+
+def kill_before_step(sweep: Sweep, step: int, number: int) -> int:
+    """The word, killed before one step; its status, after all was looked at."""
+    work = sweep.prepare()
+    ready, tell = os.pipe()
+
+    def stepwise() -> None:
+        die_at_step(step, tell, number)
+        work()
+
+    child = Child(stepwise)
+    sweep.child = child.pid
+    code = child.wait()
+    os.close(ready)
+    os.close(tell)
+    sweep.check_cleaned_up(number)
+    try:
+        sweep.settle(code)
+    except BaseException as error:
+        raise AssertionError(f"{sweep.word} killed at step {step}: {error}") from error
+    return code
 
 
 @contextlib.contextmanager
