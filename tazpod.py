@@ -2425,7 +2425,8 @@ def mount_word(config: Config, mount: str) -> str:
         refuse_to_be_led_out(config.project, source, f"mounts: {source}")
     if "/" in source and not os.path.exists(source):  # Docker would make a folder of root's
         raise UsageError(f"mounts: {source}: there is no such file or folder", "make it first")
-    for place in (WORKSPACE, config.secrets, f"{config.home}/{TRANSIT}", f"{config.home}/.aws", POD_TOOL):
+    own = [f"{config.home}/{name}" for name in ("secrets", TRANSIT, ".aws", ".ssh")]
+    for place in (WORKSPACE, *own, POD_TOOL):
         inside, around = (f"{os.path.normpath(path)}/" for path in (place, target))
         if inside.startswith(around) or (place != WORKSPACE and around.startswith(inside)):
             raise UsageError(f"mounts: {target}: that place is taken by {place}", "choose another target")
@@ -6868,10 +6869,9 @@ def vault_shown(name: str, pod: Container) -> str:
     project = Path(str(pod.project))
     try:
         config = parse_config(read_shared(project / CONFIG_PATH).decode(), project)[0]
-        config = config_of(config, pod)
+        config = config_of(config, pod)._replace(program=pod.engine)
         if not config.ghost_mode or pod.status == "paused":
             return "-"
-        config = config_of(config, pod)._replace(program=pod.engine)
         if seen_to_be_open(config, pod) or (pod.running and asked_if_open(config)):
             return "open"
         if any(mount.point == f"{config.home}/{TRANSIT}" for mount in seen_mounts(pod)):
@@ -6919,7 +6919,7 @@ def cmd_up(args: argparse.Namespace) -> int:
     config = the_project()
     if args.recreate:
         run_argv(config, home_folder())  # what is wrong with the config is to be known before
-        take_down(config, discard=False)
+        take_down(config, discard=False, force=args.force)
     config, container = ensure_up(config, tell=True)
     if host_vault(config).marker.exists():
         observe(config, container)  # which tells what was lost when it stopped
@@ -6940,7 +6940,18 @@ def places_with_secrets(config: Config, container: Container) -> list[str]:
     return [mount.point for mount in mounts if mount.kind == "tmpfs" and place.fullmatch(mount.point)]
 
 
-def take_down(config: Config, discard: bool) -> str:
+def agree_to_end(count: int) -> None:
+    """Before the sessions of others end with their container: ask, and go on only with a yes."""
+    what = f"this ends {plural(count, 'session')} in the container"
+    if OPTIONS.dry_run:
+        say(what)
+    elif not on_terminal() and not OPTIONS.yes:
+        raise TazpodError(what, "end them first, or again with --force")
+    elif not confirm(f"{what[0].upper()}{what[1:]}. Go on?"):
+        raise TazpodError("nothing was ended, and the container stays")
+
+
+def take_down(config: Config, discard: bool, force: bool) -> str:
     """Save and lock, then stop and remove the container; its name, '' when there is none."""
     refuse_links(config)
     config, container, _ = look_for_container(config)
@@ -6950,8 +6961,8 @@ def take_down(config: Config, discard: bool) -> str:
         return ""
     tell_others(config)
     alive = live_sessions(config.run_folder)
-    if alive:
-        warn(f"this ends {plural(alive, 'session')} in the container")
+    if alive and not force:
+        agree_to_end(alive)
     if container.status == "paused":
         docker([config.program, "unpause", container.name])
         container = container._replace(status="running")
@@ -6990,7 +7001,7 @@ def tell_others(config: Config) -> None:
 def cmd_down(args: argparse.Namespace) -> int:
     """save and lock, then stop and remove the container"""
     config = the_project(ENDS)
-    name = take_down(config, args.discard)
+    name = take_down(config, args.discard, args.force)
     if name:
         progress(f"the container {name} is removed; workspace and sealed vault stay")
     else:
@@ -8375,6 +8386,7 @@ HIDDEN = ""  # the help of an option that the help leaves out
 PASSPHRASE_FD = option("--passphrase-fd", type=int, metavar="N", help="read the passphrase from descriptor N")
 NEW = option("--new", action="store_true", help="start a new, empty vault where there is none")
 DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
+END_OTHERS = option("--force", action="store_true", help="also end sessions that are open in it")
 RECREATE = option("--recreate", action="store_true", help="save and lock, remove it, and make it anew")
 FORCE = option("--force", action="store_true", help="seal also when nothing changed")
 LEAVES = option("--leaving", default="", help=HIDDEN)
@@ -8405,8 +8417,8 @@ WORDS: dict[str, tuple[Word, ...]] = {
     ),
     "Project and container": (
         Word("init", cmd_init, (IMAGE, NAME), host_only=True),
-        Word("up", cmd_up, (RECREATE,), host_only=True),
-        Word("down", cmd_down, (DISCARD,), host_only=True),
+        Word("up", cmd_up, (RECREATE, END_OTHERS), host_only=True),
+        Word("down", cmd_down, (DISCARD, END_OTHERS), host_only=True),
         Word("build", cmd_build, host_only=True),
         Word("config", cmd_config),
         Word("trust", cmd_trust, (SHOW,), host_only=True),

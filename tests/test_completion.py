@@ -28,7 +28,7 @@ OFFERED = [
     ("__i", []),
     ("lock ", ["--discard"]),
     ("lock --", sorted(["--discard", "--help", *GLOBAL])),
-    ("up ", ["--recreate"]),
+    ("up ", ["--force", "--recreate"]),
     ("build ", []),
     ("pull ", ["image", "vault"]),
     ("sync ", ["image", "vault"]),

@@ -138,6 +138,7 @@ def reads(address: str) -> bytes:
         ("/tmp:/home", "taken by /home/tazpod/secrets"),
         ("/tmp:/home/tazpod/../tazpod/.aws", "taken by /home/tazpod/.aws"),
         ("/tmp:/opt/tazpod/plumbum", "taken by /opt/tazpod"),
+        ("/tmp:/home/tazpod/.ssh", "taken by /home/tazpod/.ssh"),
     ],
 )
 def test_a_mount_that_would_do_harm_is_refused(mount: str, complaint: str, place: Place) -> None:

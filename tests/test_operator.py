@@ -244,6 +244,12 @@ def test_list_names_every_pod_and_what_became_of_it(
         assert (done.returncode, done.stdout) == (0, "/workspace\n")
         done = lab.run("history", f"--pod={lab.name}", cwd=elsewhere)
         assert "openpgp" in done.stdout
+        docker("rm", "-f", place.name)
+        shutil.copytree(lab.folder / ".tazpod", place.folder / ".tazpod")  # which names the lab's container
+        place.run_by_hand()  # whoever makes a container can mount any folder, and say anything in HOST_CWD
+        done = lab.run("--pod", place.name, "history", cwd=elsewhere)
+        assert done.returncode == 1 and f"knows nothing of {place.name}" in done.stderr
+        shutil.rmtree(place.folder)
         for name, said in (
             (place.name, f"the project of {place.name} is gone: {place.folder}"),
             (stranger, f"--pod: there is no pod named '{stranger}'"),

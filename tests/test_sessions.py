@@ -325,11 +325,18 @@ def test_only_the_owner_reads_what_sessions_leave(lab: Place) -> None:
     assert person.leaves() == 0
 
 
-def test_down_says_that_it_ends_the_sessions_of_others(lab: Place) -> None:
+def test_down_asks_before_it_ends_the_sessions_of_others(lab: Place) -> None:
     person = lab.enter()
     person.sh("echo new > ~/secrets/new")
-    said = lab.ok("down")
-    assert "this ends 1 session in the container" in said and "saved (" in said
+    for words in (["down"], ["up", "--recreate"], ["down", "--discard"]):
+        done = lab.run(*words)  # off a terminal nobody can be asked
+        assert done.returncode == 1
+        assert "error: this ends 1 session in the container\nhint: end them first, or again" in done.stderr
+    other = lab.terminal("down")
+    other.answers((r"This ends 1 session in the container. Go on\? \[y/N\] ", "n"))
+    assert other.ends() == 1 and "nothing was ended" in other.seen
+    assert person.sh("cat ~/secrets/new") == "new"
+    assert "saved (" in lab.ok("down", "--force")
     assert person.ends() == 137
     lab.ok("up")
     assert "this ends" not in lab.ok("down")
