@@ -1618,6 +1618,12 @@ def folder_at(path: Path, make: bool = False) -> Iterator[int]:
         os.close(folder)
 
 
+def look_at(path: Path) -> os.stat_result:
+    """What a file is that others may exchange (lstat(2)); through no link of the envelope."""
+    with folder_at(path.parent) as folder:
+        return os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+
+
 def private_folder(path: Path) -> Path:
     """Make a folder, 0700, and what is missing above it, unless it is there."""
     if OPTIONS.dry_run:
@@ -2610,6 +2616,7 @@ class Container(NamedTuple):
     engine: str = ""
     name: str = ""
     user: str = ""  # into whose home ~/.ssh is mounted
+    binds: tuple[tuple[str, str], ...] = ()  # folders and files of the host, and where they are mounted
     ours: bool = True  # whether a TazPod made it, as far as docker knows
 
     @property
@@ -2627,6 +2634,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
     """What docker says of one container, as far as it matters here."""
     try:
         mounts = {mount["Destination"]: mount.get("Source", "") for mount in data.get("Mounts") or []}
+        binds = [(source, place) for place, source in mounts.items() if place != WORKSPACE]
         networks = (data.get("NetworkSettings") or {}).get("Networks") or ()
         project = workspace_source(mounts)
         return Container(
@@ -2639,6 +2647,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
             pid=int(data["State"].get("Pid") or 0),
             name=data["Name"].lstrip("/"),
             user=user_by_mounts(mounts),
+            binds=tuple(binds),
             ours=bool(project) and names_a_host_folder(data["Config"].get("Env") or []),
         )
     except (LookupError, TypeError, AttributeError):
@@ -2853,6 +2862,13 @@ def other_containers(config: Config) -> list[Container]:
         if name != config.container_name and belongs_to(container, config.project) and not gone:
             found.append(container)
     return found
+
+
+def way_to_end(config: Config, other: Container, word: str) -> str:
+    """How to end another container of the project: --pod knows only what was made from this host."""
+    if other.id in read_records(config.project):
+        return f"tazpod --pod {other.name} {word}"
+    return f"if {other.name} is not needed: {config.program} rm -f {other.name}"
 
 
 def pretend(config: Config, container: Container | None) -> None:
@@ -3145,6 +3161,7 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         container = before
         if container is None or not container.running:
             container = start_container(made, container, image)
+            prove_mounts(made, container, before is None)
         if not is_installed(made, container):
             prove_shared(made, container, before is None)
             copy_tool(made)
@@ -3197,6 +3214,55 @@ def prove_shared(config: Config, container: Container, new: bool) -> None:
     raise TazpodError(
         f"the engine's machine does not see {config.project}: the container would have another folder",
         f"work on that machine: ssh -t {there} {shlex.quote(command)}",
+    )
+
+
+def identity_below(project: Path, path: str) -> str:
+    """Which file a path is that leads to one in the project, as `stat -c %d:%i` tells it; '' for none.
+
+    The last look goes through no link, so it can end nowhere else, whatever is exchanged meanwhile.
+    """
+    root = os.path.realpath(project)
+    folder = os.open(root, _FOLDER)
+    try:
+        parts = Path(os.path.realpath(path)).relative_to(root).parts
+        for part in parts[:-1]:
+            inner = os.open(part, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        found = os.stat(parts[-1] if parts else ".", dir_fd=folder, follow_symlinks=False)
+        return f"{found.st_dev}:{found.st_ino}"
+    except (ValueError, OSError):
+        return ""
+    finally:
+        os.close(folder)
+
+
+def prove_mounts(config: Config, container: Container, new: bool) -> None:
+    """Prove that what the container has of the project's files, besides the workspace, lies in the project.
+
+    A program that writes in the project may put a link there between our look and the engine's, which
+    follows it.  Where the engine has other numbers for files (in a virtual machine), nothing is proven.
+    """
+    roots = {str(config.project), os.path.realpath(config.project)}
+    shared = [bind for bind in container.binds if any(_is_below(bind[0], root) for root in roots)]
+    if not shared or OPTIONS.dry_run:
+        return
+    sources = [str(config.project), *(source for source, _ in shared)]
+    places = [str(WORKSPACE), *(place for _, place in shared)]
+    looked = capture([config.program, "exec", "-u", "0", container.name, "stat", "-Lc", "%d:%i", *places])
+    seen = looked.out.decode(errors="replace").split()
+    lying_there = [identity_below(config.project, source) for source in sources]
+    if looked.code == 0 and (seen == lying_there or seen[:1] != lying_there[:1]):
+        return
+    if new:
+        act([config.program, "rm", "-f", container.name])
+        forget_container(config, container)
+    else:
+        act([config.program, "kill", container.name])
+    raise TazpodError(
+        f"{', '.join(sources[1:])}: the container did not get what lies there in the project; it was ended",
+        "something exchanges files there: see what else runs in the project, then again",
     )
 
 
@@ -3775,7 +3841,7 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
         holders.update({int(pid): str(name) for pid, name in told["held"].items()})
     if left:
         raise VaultError(f"{left[0]} could not be emptied: the vault is not destroyed", "tazpod down")
-    act(as_root(erase_argvs(place)[1]))
+    change_mounts(erase_argvs(place)[1], remount_argv(place, "ro"))  # who holds a folder makes no new file
     refuse_what_is_left(place, device)
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
@@ -4521,7 +4587,7 @@ def login_in_ram(vault: Vault) -> None:
 def tell_lost(vault: Vault) -> None:
     """Of a locked vault: say so, once, when its RAM went away while it was open."""
     with contextlib.suppress(OSError):
-        when = utc(vault.marker.stat().st_mtime)
+        when = utc(look_at(vault.marker).st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
         remove_file(vault.marker)
 
@@ -4929,6 +4995,8 @@ STORAGE_HINTS = {  # by the code of the service's error
     "AccessDenied": "may this login use the bucket? aws_sso in the config says which it is",
     "403": "may this login use the bucket? aws_sso in the config says which it is",
 }
+REDIRECT_CODES = ("301", "307", "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed")
+ELSEWHERE_HINT = "is aws_sso.region the bucket's, and aws_sso.endpoint the storage's? tazpod config"
 LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "UnauthorizedException")
 LOGIN_SIGNS = (
     *("sso session", "token has expired", "error loading sso token", "unable to locate credentials"),
@@ -5146,6 +5214,10 @@ def aws_error(result: Result, what: str) -> StorageError:
     if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
         return StorageError(f"{what}: the login has expired, or there is none", LOGIN_HINT, code)
     reason = without_tokens(error_line(result.err)) or f"aws status {result.code}"
+    if "recursion" in reason or code in REDIRECT_CODES or reason == "'Message'":
+        return StorageError(
+            f"{what}: the storage sends us elsewhere, and never arrives", ELSEWHERE_HINT, code
+        )
     return StorageError(f"{what}: {reason}", STORAGE_HINTS.get(code, ""), code)
 
 
@@ -5560,9 +5632,14 @@ class Session:
         """Make the lease, which exists only locked."""
         hidden = private_folder(self.folder) / f".{self.id}"
         fd = create_file(hidden)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, self.told)
-        rename_file(hidden, f"{self.id}.{self.kind}")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(fd, self.told)
+            rename_file(hidden, f"{self.id}.{self.kind}")
+        except OSError as error:
+            os.close(fd)
+            remove_file(hidden)
+            raise OSError(error.errno, error.strerror, str(hidden)) from None
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = fd
@@ -5953,7 +6030,7 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             if not digest:
                 raise VaultError(f"{vault.sealed}: there is no sealed vault to push")
             copy_file(vault.sealed, snapshot)
-            size = vault.sealed.stat().st_size
+            size = look_at(vault.sealed).st_size
         base = base_of(vault, config)
         present = head(storage)
         if present and present.digest == digest and present.size == size:
@@ -6281,7 +6358,7 @@ def tell_gone(config: Config) -> bool:
 def lost_text(config: Config) -> str:
     """What is lost with a container in which the vault was open; nothing of one that was locked."""
     try:
-        when = host_vault(config).marker.stat().st_mtime
+        when = look_at(host_vault(config).marker).st_mtime
     except OSError:  # whoever takes a container down in good order locks first
         return ""
     return f"; what changed in the open vault after {utc(when)} is lost"
@@ -6995,7 +7072,8 @@ def lock_before_end(config: Config, container: Container, discard: bool) -> None
 def tell_others(config: Config) -> None:
     """Name the containers of this project that a word has not looked at."""
     for other in other_containers(config):
-        warn(f"the container {other.name} belongs to this project too: tazpod --pod {other.name} down")
+        end = way_to_end(config, other, "down")
+        warn(f"the container {other.name} belongs to this project too; {end}")
 
 
 def cmd_down(args: argparse.Namespace) -> int:
@@ -7065,12 +7143,11 @@ def with_vault_of(config: Config, container: Container | None) -> Config:
 
 def nothing_open(config: Config, container: Container | None, word: str) -> int:
     """The end of `lock` or `save` where the container of this project does not run."""
-    for other in (
-        other_containers(config) if container else []
-    ):  # without one, `look_for_container` has seen to it
+    others = other_containers(config) if container else []  # without one, `look_for_container` has seen to it
+    for other in others:
         if other.in_memory:
             what = f"the container {other.name} belongs to this project too, and may hold its open vault"
-            raise VaultError(what, f"tazpod --pod {other.name} {word}")
+            raise VaultError(what, way_to_end(config, other, word))
     if word == "save":
         raise VaultError("the vault is locked: there is nothing to save", "tazpod")
     say("the vault is locked already")
@@ -7528,7 +7605,7 @@ def cmd_history(args: argparse.Namespace) -> int:
             kind = format_name(sealed_head(path))
         except VaultError:
             kind = "no sealed vault"
-        info = path.lstat()
+        info = look_at(path)
         emit(f"{name:<26}  {utc(info.st_mtime)}  {info.st_size:>10} bytes  {kind}")
     if not rows:
         say("there is no sealed vault yet")
@@ -7637,6 +7714,7 @@ class Facts(NamedTuple):
     container_image_id: str = ""
     container_drift: Sequence[str] = ()
     container_others: Sequence[str] = ()
+    container_others_end: Sequence[str] = ()
     config_unapproved: Sequence[str] = ()
     vault_used: bool = True
     vault_open: bool | None = False
@@ -7693,14 +7771,14 @@ def sealed_facts(config: Config, vault: Vault, opened: bool | None) -> dict[str,
         return known
     known["vault_open"] = opened
     if has_sealed(vault):
-        info = vault.sealed.lstat()
+        info = look_at(vault.sealed)
         known.update(vault_format="unreadable", vault_size=info.st_size, vault_sealed_at=int(info.st_mtime))
         with contextlib.suppress(VaultError):
             known["vault_format"] = format_name(sealed_head(vault.sealed))
     known["vault_missing"] = missing_vault(vault)
     # Not in the middle of an unlock, which writes the mark first.
     if opened is False and vault.marker.exists() and not (in_pod() and mounted_at(vault.transit)):
-        known["vault_lost_since"] = int(vault.marker.stat().st_mtime)
+        known["vault_lost_since"] = int(look_at(vault.marker).st_mtime)
     base = base_of(vault, config)
     if base:
         known.update(remote_state="unknown", remote_bucket=config.aws_bucket)
@@ -7874,7 +7952,9 @@ def host_facts(config: Config) -> dict[str, Any]:
         image = container.image_id
     known["container_image_id"] = image.rpartition(":")[2][:12]
     known["config_unapproved"] = [change.name for change in read_request(config.project).changes]
-    known["container_others"] = [other.name for other in other_containers(config)]
+    others = other_containers(config)
+    known["container_others"] = [other.name for other in others]
+    known["container_others_end"] = [way_to_end(config, other, "down") for other in others]
     return known
 
 
@@ -7899,7 +7979,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     second = "".join(f.container_others[:1])
     table = (
         (f.config_unapproved, unapproved, "tazpod trust"),
-        (second, f"the container {second} belongs to this project too", f"tazpod --pod {second} down"),
+        (second, f"the container {second} belongs to this project too", "".join(f.container_others_end[:1])),
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
         (f.vault_lost_since, f"the container stopped while the vault was open{lost}", "tazpod"),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),

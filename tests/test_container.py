@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import urllib.request
@@ -288,3 +289,42 @@ def test_whoever_set_keys_to_detach_keeps_them(lab: Place) -> None:
     finally:
         (folder / "config.json").unlink()
         subprocess.run([*lab.argv, "lock", "--discard"], cwd=lab.folder, env=lab.env, check=False)
+
+
+# A `docker` that puts a link in the place of a folder while the engine looks, and takes it away after.
+SWAPPING = """#!/bin/sh
+case " $* " in *" run -d "* | *" start "*) ;; *) exec {real} "$@" ;; esac
+mv {data} {data}.aside && ln -s {outside} {data}
+{real} "$@"
+status=$?
+rm {data} && mv {data}.aside {data}
+exit $status
+"""
+
+
+@pytest.mark.parametrize("way", ["mounts", "docker.args"])
+def test_a_mount_of_the_project_that_is_exchanged_for_a_link_ends_the_container(
+    place: Place, way: str
+) -> None:
+    outside, data = place.box / "outside", place.folder / "data"
+    outside.mkdir()
+    (outside / "key").write_text("a key of the host")
+    data.mkdir()
+    mount = '["./data:/data"]' if way == "mounts" else f'["-v", "{data}:/data"]'
+    place.init(f"{way}: {mount}")
+    real = shutil.which(ENGINE)
+    fakes = place.box / "fakes"
+    fakes.mkdir()
+    (fakes / ENGINE).write_text(SWAPPING.format(real=real, data=data, outside=outside))
+    (fakes / ENGINE).chmod(0o755)
+    swapped = {"PATH": f"{fakes}:{os.environ['PATH']}"}
+    refused = place.run("up", **swapped)
+    assert refused.returncode == 1 and "did not get what lies there in the project" in refused.stderr
+    assert place.name not in docker("ps", "-a", "--format", "{{.Names}}").split()
+    place.ok("up")
+    assert "key" not in place.reads("ls /data")
+    docker("stop", "-t", "0", place.name)
+    refused = place.run("up", **swapped)
+    assert refused.returncode == 1 and "did not get what lies there in the project" in refused.stderr
+    assert place.name not in docker("ps", "--format", "{{.Names}}").split()
+    place.ok("down")

@@ -182,3 +182,12 @@ def test_what_is_no_file_is_not_opened(reader: Callable[[Path], object], kind: s
     os.close(watch)
     if kind == "link":
         assert target.read_text() == "precious"
+
+
+def test_what_is_told_of_a_file_is_not_told_of_one_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/vault.tar.aes").write_text("another's")
+    (tmp_path / "project/.tazpod").mkdir(parents=True)
+    (tmp_path / "project/.tazpod/vault").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="vault"):
+        tazpod.look_at(tmp_path / "project/.tazpod/vault/vault.tar.aes")
