@@ -2537,15 +2537,12 @@ def _attached(terminal: bool) -> str:
     return "-i"
 
 
-def shell_argv(config: Config, terminal: bool = True) -> list[str]:
+def shell_argv(config: Config, terminal: bool = True, folder: str = WORKSPACE) -> list[str]:
     """docker-exec(1) of the shell; without a terminal it reads its standard input.
 
     Any but bash is started by bash, which claims the session for it.
     """
-    bash = [
-        *_exec_options(config, _attached(terminal)),
-        *("-w", WORKSPACE, config.container_name, "/bin/bash"),
-    ]
+    bash = [*_exec_options(config, _attached(terminal)), *("-w", folder, config.container_name, "/bin/bash")]
     if config.shell == DEFAULT_SHELL:
         return bash
     return [*bash, "-c", f"TAZPOD_CLAIM=1 . {POD_TOOL}/bashrc; exec {shlex.quote(config.shell)}"]
@@ -2841,12 +2838,25 @@ def container_by_mount(config: Config, named: Container | None) -> Container | N
     if others:
         return others[0]
     if named:
+        refuse_moved(config, named)
         owner = named.project or "no TazPod project"
         raise TazpodError(
             f"the container {config.container_name} belongs to {owner}, not to {config.project}",
             f"give this project another container_name in {CONFIG_PATH}",
         )
     return None
+
+
+def refuse_moved(config: Config, container: Container) -> None:
+    """The error for a container whose project is not where it was: most likely its folder was moved."""
+    if container.project is None or os.path.lexists(container.project):
+        return
+    hint = f"{config.program} rm -f {container.name}"
+    if container.in_memory:  # a mount follows a folder that is moved, so what is in there can still save
+        hint = f"{quoted(config.program, 'exec', '-u', config.user, container.name)} tazpod lock, then {hint}"
+    raise TazpodError(
+        f"the project of {container.name} is gone: {container.project}", f"if it was moved: {hint}"
+    )
 
 
 def belongs_to(container: Container, project: Path) -> bool:
@@ -2955,6 +2965,7 @@ def project_of(name: str) -> Path:
     if pod is None:
         raise UsageError(f"--pod: there is no pod named {name!r}", "tazpod list")
     project = Path(str(pod.project))
+    refuse_moved(Config(project, name, user=pod.user or DEFAULT_USER, program=pod.engine), pod)
     if not (project / ENVELOPE).is_dir():
         raise TazpodError(f"the project of {name} is gone: {project}", f"{pod.engine} rm -f {name}")
     named = parse_config(config_text(project), project)[0].container_name
@@ -3048,16 +3059,16 @@ def create_container(config: Config, image: str) -> None:
         progress(f"the way to the internet takes packets of {mtu} bytes: making a network for that")
         create_network(config, mtu)
     make_folder(home_folder() / ".ssh")  # Docker would make a missing one as root
-    progress(f"starting the container {config.container_name}")
+    name = config.container_name
+    progress(f"starting the container {name}")
     remember_engine(config)
     result = act(run_argv(config, home_folder(), mtu))
     if result.code != 0:
         left = find_container(config)
-        if left and left.status == "created":  # a port is taken, say: the next try begins anew
-            act([config.program, "rm", config.container_name])
+        if left and (left.name, left.status) == (name, "created"):  # a port is taken, say
+            act([config.program, "rm", name])  # so that the next try begins anew
         raise engine_error(result)
     made = result.out.decode().strip()
-    name = config.container_name
     container = Container(made, "running", config.image, str(config.project), name=name)
     pretend(config, container)
     remember_project(config.project)
@@ -6197,8 +6208,8 @@ def docker_settings(config: Config) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(folder), "DOCKER_CERT_PATH": os.environ.get("DOCKER_CERT_PATH", str(own))}
 
 
-def open_shell(config: Config, session: Session) -> int:
-    """The shell, tied to this session; its exit status."""
+def open_shell(config: Config, session: Session, folder: str) -> int:
+    """The shell in that folder, tied to this session; its exit status."""
     with contextlib.ExitStack() as starting:
         path = config.run_folder / "enter.lock"
         starting.enter_context(locked_file(path, "opening a shell", math.inf))
@@ -6213,7 +6224,7 @@ def open_shell(config: Config, session: Session) -> int:
         if terminal:
             env = docker_settings(config)
         with watching(config, session):
-            return run_foreground(shell_argv(config, terminal), env=env, after_start=claimed)
+            return run_foreground(shell_argv(config, terminal, folder), env=env, after_start=claimed)
 
 
 def leave(config: Config, session: Session, interrupted: bool) -> int:
@@ -6275,7 +6286,7 @@ def tell_sync(config: Config, vault: Vault) -> None:
             warn(f"the sealed vault was not pushed since {base.get('time', 'the last sync')}")
 
 
-def enter(config: Config) -> int:
+def enter(config: Config, folder: str = WORKSPACE) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
     config, container = ensure_up(config, tell=True)
     # Before the look: whoever locks just now counts this session, or it sees that the vault is locked.
@@ -6295,7 +6306,7 @@ def enter(config: Config) -> int:
             bootstrap(config, session)
         if steps == (SHELL, LEAVE):
             ensure_guard(config)  # else the unlock has started one
-        code = open_shell(config, session)
+        code = open_shell(config, session, folder)
         interrupted = False
         if left and code in EXEC_CUT:
             tell_gone(config)
@@ -6895,6 +6906,11 @@ def cmd_init(args: argparse.Namespace) -> int:
     return OK
 
 
+def pod_folder(config: Config) -> str:
+    """The folder of the container that shows the current one."""
+    return str(WORKSPACE / here().relative_to(config.project))
+
+
 def cmd_enter(args: argparse.Namespace) -> int:
     """start what is needed, unlock, open a shell; save and lock when it ends"""
     project = find_project(here())
@@ -6903,7 +6919,8 @@ def cmd_enter(args: argparse.Namespace) -> int:
         if not confirm(f"There is no TazPod project here. Start one in {here()}?"):
             raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
         init_project(project)
-    return enter(the_project(project=project))
+    config = the_project(project=project)
+    return enter(config, pod_folder(config))
 
 
 def given_passphrase(args: argparse.Namespace) -> bytes | None:
@@ -6924,11 +6941,6 @@ def command_of(args: argparse.Namespace) -> list[str]:
     if not words:
         raise UsageError("there is no command to run", "tazpod run -- ls -la")
     return words
-
-
-def pod_folder(config: Config) -> str:
-    """The folder of the container that shows the current one."""
-    return str(WORKSPACE / here().relative_to(config.project))
 
 
 def cmd_run(args: argparse.Namespace) -> int:
@@ -6995,8 +7007,7 @@ def cmd_up(args: argparse.Namespace) -> int:
     """make the container run; --recreate makes it anew"""
     config = the_project()
     if args.recreate:
-        run_argv(config, home_folder())  # what is wrong with the config is to be known before
-        take_down(config, discard=False, force=args.force)
+        replace_container(config, args.force)
     config, container = ensure_up(config, tell=True)
     if host_vault(config).marker.exists():
         observe(config, container)  # which tells what was lost when it stopped
@@ -7028,14 +7039,14 @@ def agree_to_end(count: int) -> None:
         raise TazpodError("nothing was ended, and the container stays")
 
 
-def take_down(config: Config, discard: bool, force: bool) -> str:
-    """Save and lock, then stop and remove the container; its name, '' when there is none."""
+def empty_container(config: Config, discard: bool, force: bool) -> tuple[Config, Container | None]:
+    """Save and lock, before the container goes: the container, if there is one, and its config."""
     refuse_links(config)
     config, container, _ = look_for_container(config)
     if config.ghost_mode and not (container and container.in_memory):
         tell_lost(host_vault(config))
     if container is None:
-        return ""
+        return config, None
     tell_others(config)
     alive = live_sessions(config.run_folder)
     if alive and not force:
@@ -7046,8 +7057,48 @@ def take_down(config: Config, discard: bool, force: bool) -> str:
         pretend(config, container)
     if container.running:
         lock_before_end(config, container, discard)
-    stop_container(config, container)
-    return container.name
+    return config, container
+
+
+def replace_container(config: Config, force: bool) -> None:
+    """Make a container in place of the one of now, which goes only when the engine has taken the new one.
+
+    Until then it is kept under another name, stopped, since a port is for one of them alone.
+    """
+    run_argv(config, home_folder())  # what is wrong with the config is to be known before
+    image = look_for_container(config).image
+    if not image:
+        get_image(config)
+        image = config.image
+    made, old = empty_container(config, discard=False, force=force)
+    if old is None:
+        return
+    aside = f"{old.name}-old"
+    with locked_file(config.run_folder / UP_LOCK, "starting the container", math.inf):
+        docker([config.program, "rename", old.name, aside])
+        pretend(made, None)
+        try:
+            if old.running:
+                docker([config.program, "kill", aside])
+            create_container(config, image)
+        except BaseException:
+            with uninterrupted():
+                put_container_back(config, old, aside)
+            raise
+        docker([config.program, "rm", "-f", aside])
+        forget_container(config, old)
+
+
+def put_container_back(config: Config, old: Container, aside: str) -> None:
+    """Give the container that could not be replaced its name again, and let it run as before."""
+    failed = [act([config.program, "rename", aside, old.name])]
+    if old.running:
+        failed.append(act([config.program, "start", old.id]))
+    failed = [result for result in failed if result.code != 0]
+    if failed:
+        warn(f"the container of before is kept as {aside}: {failed[0].reason}")
+    else:
+        say(f"the container {old.name} is as it was, with the vault locked")
 
 
 def lock_before_end(config: Config, container: Container, discard: bool) -> None:
@@ -7079,9 +7130,10 @@ def tell_others(config: Config) -> None:
 def cmd_down(args: argparse.Namespace) -> int:
     """save and lock, then stop and remove the container"""
     config = the_project(ENDS)
-    name = take_down(config, args.discard, args.force)
-    if name:
-        progress(f"the container {name} is removed; workspace and sealed vault stay")
+    config, container = empty_container(config, args.discard, args.force)
+    if container:
+        stop_container(config, container)
+        progress(f"the container {container.name} is removed; workspace and sealed vault stay")
     else:
         say(f"there is no container {config.container_name}")
     return OK

@@ -389,11 +389,11 @@ def test_up_from_a_subfolder_is_the_same(script, project, installed, monkeypatch
 @pytest.mark.parametrize(
     "belongs, text",
     [
-        ({"project": "/srv/other"}, "/srv/other"),
+        ({"project": "/usr"}, "/usr"),
         ({"project": ""}, "no TazPod project"),
         ({"project": None}, "no TazPod project"),
-        ({"project": None, "Mounts": [{"Destination": "/workspace", "Source": "/srv/m"}]}, "/srv/m"),
-        ({"project": "HERE", "Mounts": [{"Destination": "/workspace", "Source": "/srv/m"}]}, "/srv/m"),
+        ({"project": None, "Mounts": [{"Destination": "/workspace", "Source": "/usr"}]}, "/usr"),
+        ({"project": "HERE", "Mounts": [{"Destination": "/workspace", "Source": "/usr"}]}, "/usr"),
         ({"project": "HERE", "Mounts": []}, "no TazPod project"),
     ],
     ids=["both", "HOST_CWD empty", "neither", "mount", "HOST_CWD is not believed", "HOST_CWD alone"],

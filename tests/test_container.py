@@ -239,6 +239,55 @@ def test_recreating_with_a_config_that_cannot_be_leaves_the_container(lab: Place
     lab.configure("mounts: ['./nowhere:/x']")
     assert lab.run("up", "--recreate").returncode == 2
     assert docker("inspect", "-f", "{{.Id}}", lab.name) == made
+    lab.configure("mounts: []")
+
+
+@pytest.mark.parametrize("fault", ["port", "image", "runtime"])
+def test_recreating_keeps_the_container_until_the_engine_has_taken_the_new_one(
+    fault: str, place: Place
+) -> None:
+    place.init().ok("up")
+    made = docker("inspect", "-f", "{{.Id}}", place.name)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        faults = {
+            "port": f"ports: ['127.0.0.1:{taken.getsockname()[1]}:80']",
+            "image": "image: nowhere.example/none-such:1",
+            "runtime": "docker.args: [--runtime=none-such]",
+        }
+        place.configure(faults[fault])
+        done = place.run("up", "--recreate")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert docker("inspect", "-f", "{{.Id}} {{.State.Status}}", place.name) == f"{made.strip()} running\n"
+        names = docker("ps", "-a", "--filter", f"name={place.name}", "--format", "{{.Names}}")
+        assert names == f"{place.name}\n"  # and nothing is left of the other
+    place.configure("docker.args: []" if fault == "runtime" else "ports: []")
+    place.configure(f"image: {IMAGE}")
+    place.ok("up", "--recreate")
+    assert docker("inspect", "-f", "{{.Id}}", place.name) != made
+    assert docker("ps", "-aq", "--filter", f"name={place.name}-old") == ""
+
+
+def test_of_a_project_that_was_moved_the_way_on_is_told_and_leads_on(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    lab.reads("echo more > ~/secrets/more")
+    before, lab.folder = lab.folder, lab.folder.with_name("moved")
+    before.rename(lab.folder)
+    try:
+        for words in (["status"], ["up"], ["--pod", lab.name, "down"]):
+            done = lab.run(*words)
+            assert f"the project of {lab.name} is gone: {before}" in done.stderr
+            hint = done.stderr.rpartition("hint: if it was moved: ")[2]
+            assert hint == f"{ENGINE} exec -u tazpod {lab.name} tazpod lock, then {ENGINE} rm -f {lab.name}\n"
+        for command in hint.strip().split(", then "):
+            subprocess.run(command.split(), check=True)
+        lab.ok("trust")  # what was approved was another folder's
+        lab.ok("unlock", passphrase=PASSPHRASE)
+        assert lab.reads("cat ~/secrets/more") == "more"
+    finally:
+        docker("rm", "-f", lab.name, check=False)
+        lab.folder.rename(before)
+        lab.folder = before
+        lab.ok("up")
 
 
 # -- names

@@ -149,7 +149,7 @@ def test_the_states_of_a_container(lab: Place) -> None:
     lab.reads("echo new > ~/secrets/new")
     docker("pause", lab.name)
     expected = shown(lab, "up", "--recreate")
-    assert [line.split()[1] for line in expected[:5]] == ["unpause", "exec", "kill", "stop", "rm"]
+    assert [line.split()[1] for line in expected[:5]] == ["unpause", "exec", "rename", "kill", "run"]
     assert expected == in_docker(ran(lab, "up", "--recreate"))
     lab.ok("unlock", passphrase=PASSPHRASE)
     assert lab.reads("cat ~/secrets/new") == "new"

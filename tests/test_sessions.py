@@ -341,3 +341,10 @@ def test_down_asks_before_it_ends_the_sessions_of_others(lab: Place) -> None:
     lab.ok("up")
     assert "this ends" not in lab.ok("down")
     lab.ok("up")
+
+
+def test_who_enters_from_a_folder_below_stands_there(lab: Place) -> None:
+    below = lab.folder / "a/b c"
+    below.mkdir(parents=True, exist_ok=True)
+    done = lab.run(data="pwd", cwd=below)
+    assert done.stdout == "/workspace/a/b c\n"
