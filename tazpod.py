@@ -3576,10 +3576,16 @@ class Vault:
     def __init__(
         self, folder: Path, home: Path, size: str = "64m", keep: int = 5, binds: tuple[str, ...] = (".aws",)
     ) -> None:
-        self.folder, self.home, self.size, self.keep, self.binds = folder, home, size, keep, binds
-        self.sealed, self.history = folder / SEALED_NAME, folder / "history"
+        self.folder = folder
+        self.home = home
+        self.size = size
+        self.keep = keep
+        self.binds = binds
+        self.sealed = folder / SEALED_NAME
+        self.history = folder / "history"
         self.order = folder / ".order"  # the names in the history, as they were added
-        self.mount, self.transit = home / "secrets", home / TRANSIT
+        self.mount = home / "secrets"
+        self.transit = home / TRANSIT
         self.marker = folder / ".open"  # on disk while the vault is open; its time: the last save
 
 
@@ -3599,7 +3605,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
     mounts = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
-        fields, kinds = left.split(" "), right.split(" ")
+        fields = left.split(" ")
+        kinds = right.split(" ")
         if len(fields) >= 5:
             point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
             mounts.append(Mount(fields[2], point, kinds[0]))
@@ -3643,7 +3650,9 @@ def mounts_at(path: Path) -> list[Mount]:
 def mounted_at(path: Path) -> Mount | None:
     """What is mounted exactly at `path`, the topmost if there are several."""
     found = mounts_at(path)
-    return found[-1] if found else None
+    if not found:
+        return None
+    return found[-1]
 
 
 def mounts_of(device: str) -> list[str]:
@@ -3718,7 +3727,8 @@ def mount_ram(place: Path, size: str) -> int:
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if OPTIONS.dry_run:
         return fd
-    mount, device = mounted_at(place), os.fstat(fd).st_dev
+    mount = mounted_at(place)
+    device = os.fstat(fd).st_dev
     if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs"):
         os.close(fd)
         raise VaultError(f"{place}: mount said done, but no tmpfs is there")
@@ -3781,7 +3791,7 @@ def put_back(vault: Vault) -> None:
     move_mount(vault.transit, vault.mount)
 
 
-def discard_transit(vault: Vault) -> list[str]:
+def destroy_transit(vault: Vault) -> list[str]:
     """Destroy what is mounted on TRANSIT: nobody reads it again, wherever and however he holds it.
 
     To unmount is not enough: a mount namespace of its own, an overlay or an open file keep a tmpfs.
@@ -3821,7 +3831,9 @@ def erase_argvs(place: Path) -> list[list[str]]:
 
 def destroy_argvs(place: Path, inside: Sequence[str], others: Sequence[str]) -> list[list[str]]:
     """What destroys a mount that nobody holds, with what is mounted inside it and the other places it has."""
-    commands = [["umount", *inside]] if inside else []
+    commands = []
+    if inside:
+        commands.append(["umount", *inside])
     commands += [remount_argv(place, "rw"), *erase_argvs(place)]
     return [*commands, *(["umount", other] for other in others), ["umount", str(place)]]
 
@@ -3883,7 +3895,9 @@ def try_unmount(place: Path, *options: str) -> str:
     before = len(mounts_at(place))
     result = change_mounts(["umount", *options, str(place)])
     left = len(mounts_at(place))
-    return "" if left < max(before, 1) else result.reason  # an umount that outlived its tazpod was faster
+    if left < before or not left:  # an umount that outlived its tazpod may have been faster
+        return ""
+    return result.reason
 
 
 def unmount(place: Path) -> bool:
@@ -4057,15 +4071,15 @@ def check_folder(vault: Vault) -> None:
 
 
 @contextlib.contextmanager
-def vault_lock(vault: Vault, wait: float = WAIT_LIMIT) -> Iterator[None]:
+def exclusive(vault: Vault, wait: float = WAIT_LIMIT) -> Iterator[None]:
     """The one lock for everything that reads or writes the sealed file."""
     check_folder(vault)
     with locked_file(vault.folder / ".lock", "working on the vault", wait):
-        sweep(vault)
+        remove_leftovers(vault)
         yield
 
 
-def sweep(vault: Vault) -> None:
+def remove_leftovers(vault: Vault) -> None:
     """Take away what killed words have left unfinished; for who holds the lock, under which it was made."""
     stale = list(vault.history.glob(".*.tmp"))
     for name in (SEALED_NAME, vault.marker.name, vault.order.name):
@@ -4097,7 +4111,9 @@ def has_sealed(vault: Vault) -> bool:
 
 def digest_data(fd: int, size: int) -> bytes:
     """A digest of a file's size and data; holes are skipped, however large they are (lseek(2))."""
-    digest, piece, end = sha256(b"%d" % size), memoryview(bytearray(min(1 << 18, size))), 0
+    digest = sha256(b"%d" % size)
+    piece = memoryview(bytearray(min(1 << 18, size)))
+    end = 0
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
@@ -4116,14 +4132,19 @@ def digest_data(fd: int, size: int) -> bytes:
     return bytes(digest.digest())
 
 
+# How often gpg stretches a key, as the byte of RFC 4880, 3.7.1.3, that stands in the file: the most there is.
+S2K_CODE = 0xFF
+S2K_COUNT = (16 + (S2K_CODE & 15)) << ((S2K_CODE >> 4) + 6)
+
+
 def is_native(start: bytes) -> bool:
     """Whether a file begins as ours do.
 
     RFC 4880: a symmetric-key packet of 13 bytes (8c 0d), version 4, AES-256 (09), iterated and
-    salted S2K (03) with SHA-512 (0a), eight bytes of salt, the maximum count (ff), and then an
-    integrity-protected data packet (d2).
+    salted S2K (03) with SHA-512 (0a), eight bytes of salt, the count, and then an integrity-protected
+    data packet (d2).
     """
-    return start[:6] == b"\x8c\x0d\x04\x09\x03\x0a" and start[14:16] == b"\xff\xd2"
+    return start[:6] == b"\x8c\x0d\x04\x09\x03\x0a" and start[14:16] == bytes([S2K_CODE, 0xD2])
 
 
 def sealed_head(path: Path) -> bytes:
@@ -4137,7 +4158,9 @@ def sealed_head(path: Path) -> bytes:
 
 def format_name(start: bytes) -> str:
     """`openpgp` or `go`, by the first 16 bytes."""
-    return "openpgp" if is_native(start) else "go"
+    if is_native(start):
+        return "openpgp"
+    return "go"
 
 
 def gpg_argv(homedir: Path, *words: object) -> list[str]:
@@ -4153,7 +4176,7 @@ def encrypt_argv(homedir: Path, fd: object) -> list[str]:
     """gpg(1) that seals: AES-256, the slowest key stretching it has, no compression of its own."""
     return gpg_argv(
         *(homedir, "--passphrase-fd", fd, "--rfc4880", "--symmetric", "--cipher-algo", "AES256"),
-        *("--s2k-mode", "3", "--s2k-digest-algo", "SHA512", "--s2k-count", "65011712"),
+        *("--s2k-mode", "3", "--s2k-digest-algo", "SHA512", "--s2k-count", S2K_COUNT),
         *("--compress-algo", "none"),
     )
 
@@ -4177,13 +4200,16 @@ def gpg_accepts(status: str) -> bool:
 
     Its exit status alone proves nothing: a cut file and a plain packet give 0 as well.
     """
-    lines = [line.split() for line in status.splitlines() if line.startswith("[GNUPG:] ")]
-    words = [line[1] for line in lines if len(line) > 1]
-    if not all(words.count(w) == 1 for w in ("BEGIN_DECRYPTION", "END_DECRYPTION", "PLAINTEXT")):
+    words = []
+    for line in status.splitlines():
+        parts = line.split()
+        if line.startswith("[GNUPG:] ") and len(parts) > 1:
+            words.append(parts[1])
+    # One text, and all of it out of what was decrypted: what stands around that is an attacker's.
+    frame = ("BEGIN_DECRYPTION", "PLAINTEXT", "END_DECRYPTION")
+    if [word for word in words if word in frame] != list(frame):
         return False
-    begin, end = words.index("BEGIN_DECRYPTION"), words.index("END_DECRYPTION")
-    inside = begin < words.index("PLAINTEXT") < end
-    return inside and "DECRYPTION_OKAY" in words and "GOODMDC" in words
+    return "DECRYPTION_OKAY" in words and "GOODMDC" in words
 
 
 # Go's sealed format, read and never written: salt[32] | nonce[12] | AES-256-GCM ciphertext | tag[16].
@@ -4199,7 +4225,8 @@ def open_go_vault(sealed: bytes, passphrase: bytes) -> bytes:
     """What Go TazPod sealed: a gzip'd tar.  The key is PBKDF2 (RFC 8018) over the passphrase's bytes."""
     if len(sealed) < GO_SALT + GO_NONCE + GO_TAG:
         raise VaultError("the sealed vault is cut short: it has no room for salt, nonce and tag")
-    nonce, ciphertext = sealed[GO_SALT : GO_SALT + GO_NONCE], sealed[GO_SALT + GO_NONCE : -GO_TAG]
+    nonce = sealed[GO_SALT : GO_SALT + GO_NONCE]
+    ciphertext = sealed[GO_SALT + GO_NONCE : -GO_TAG]
     return _cms_open(_go_key(sealed, passphrase), nonce, ciphertext, sealed[-GO_TAG:])
 
 
@@ -4277,7 +4304,10 @@ def _der(tag: int, *parts: bytes) -> bytes:
     """One ASN.1 element in DER (X.690): tag, length in its shortest form, the parts as content."""
     size = sum(map(len, parts))
     digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    length = bytes([0x80 | len(digits)]) + digits if size >> 7 else bytes([size])
+    if size < 0x80:
+        length = bytes([size])
+    else:
+        length = bytes([0x80 | len(digits)]) + digits
     return b"".join((bytes([tag]), length, *parts))
 
 
@@ -4317,7 +4347,8 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
     os.lseek(sealed, 0, os.SEEK_SET)
     if start and not is_native(start):
         return _unseal_go(sealed, passphrase, consumer, pass_fds)
-    output, status_fd = memory_file(), memory_file()
+    output = memory_file()
+    status_fd = memory_file()
     try:
         with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             decrypt = Stage(decrypt_argv(homedir, fd, status_fd), (fd, status_fd))
@@ -4392,60 +4423,84 @@ def has_attributes(path: bytes) -> bool:
         return False
 
 
+class Walk:
+    """What `survey` gathers on its way."""
+
+    def __init__(self, root: Path) -> None:
+        self.base = os.fsencode(root)
+        self.digest = sha256()
+        self.names: list[bytes] = []
+        self.left_out: list[str] = []
+        self.first_name: dict[int, bytes] = {}
+        self.pending = [b""]  # folders to look into
+        self.files = 0
+        self.size = 0
+        self.largest = (0, "")
+
+    def look_into(self, folder: bytes) -> None:
+        """Take in what lies in one folder."""
+        path = os.path.join(self.base, folder)
+        try:
+            children = sorted(os.listdir(path))
+        except OSError as error:
+            raise unreadable(os.fsdecode(path), error) from None
+        for child in children:
+            name = os.path.join(folder, child)
+            if RESERVED.fullmatch(name):
+                continue
+            try:
+                self.take_in(name)
+            except OSError as error:
+                raise unreadable(os.fsdecode(os.path.join(self.base, name)), error) from None
+
+    def take_in(self, name: bytes) -> None:
+        """Take in a file, a folder or a link: its name, kind and mode, time, and content."""
+        path = os.path.join(self.base, name)
+        info = os.lstat(path)
+        kind = stat.S_IFMT(info.st_mode)
+        content = b""
+        if kind == stat.S_IFREG:
+            content = self.content_of(path, name, info)
+        elif kind == stat.S_IFLNK:
+            content = os.readlink(path)
+        elif kind == stat.S_IFDIR:
+            self.pending.append(name)
+        else:
+            self.left_out.append(f"{os.fsdecode(name)}: is not a file, folder or link, and is left out")
+            return
+        if has_attributes(path):
+            self.left_out.append(f"{os.fsdecode(name)}: its extended attributes are left out")
+        self.names.append(name)
+        for part in (name, b"%o %d" % (info.st_mode, info.st_mtime_ns), content):
+            self.digest.update(b"%d:" % len(part) + part)
+
+    def content_of(self, path: bytes, name: bytes, info: os.stat_result) -> bytes:
+        """A digest of a file; of one with several names also the first of them."""
+        self.files += 1
+        self.size += info.st_size
+        self.largest = max(self.largest, (info.st_size, os.fsdecode(name)))
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            content = digest_data(fd, info.st_size)
+        finally:
+            os.close(fd)
+        if info.st_nlink > 1:
+            content += self.first_name.setdefault(info.st_ino, name)
+        return content
+
+
 def survey(root: Path) -> Tree:
     """Walk the open vault.  Every content is hashed: a change through mmap(2) leaves no time.
 
     Raises VaultError with the name of what cannot be read.
     """
-    digest = sha256()
-    names: list[bytes] = []
-    left_out: list[str] = []
-    first_name: dict[int, bytes] = {}
-    files = size = 0
-    largest = (0, "")
-    base = os.fsencode(root)
-    pending = [b""]
-    while pending:
-        folder = pending.pop()
-        try:
-            children = sorted(os.listdir(os.path.join(base, folder)))
-        except OSError as error:
-            raise unreadable(f"{root}/{os.fsdecode(folder)}", error) from None
-        for child in children:
-            name = os.path.join(folder, child)
-            if RESERVED.fullmatch(name):
-                continue
-            path = os.path.join(base, name)
-            try:
-                info = os.lstat(path)
-                kind = stat.S_IFMT(info.st_mode)
-                content = b""
-                if kind == stat.S_IFREG:
-                    files, size = files + 1, size + info.st_size
-                    largest = max(largest, (info.st_size, os.fsdecode(name)))
-                    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                    try:
-                        content = digest_data(fd, info.st_size)
-                    finally:
-                        os.close(fd)
-                    if info.st_nlink > 1:
-                        content += first_name.setdefault(info.st_ino, name)
-                elif kind == stat.S_IFLNK:
-                    content = os.readlink(path)
-                elif kind == stat.S_IFDIR:
-                    pending.append(name)
-                else:
-                    left_out.append(f"{os.fsdecode(name)}: is not a file, folder or link, and is left out")
-                    continue
-                if has_attributes(path):
-                    left_out.append(f"{os.fsdecode(name)}: its extended attributes are left out")
-            except OSError as error:
-                raise unreadable(os.fsdecode(path), error) from None
-            names.append(name)
-            for part in (name, b"%o %d" % (info.st_mode, info.st_mtime_ns), content):
-                digest.update(b"%d:" % len(part) + part)
-    names.sort(key=lambda name: name.split(b"/"))  # tar sets a folder's time when it leaves it, once
-    return Tree(digest.hexdigest(), tuple(names), files, size, largest, tuple(left_out))
+    walk = Walk(root)
+    while walk.pending:
+        walk.look_into(walk.pending.pop())
+    # In the order of tar, which sets a folder's time once, when it leaves it.
+    names = sorted(walk.names, key=lambda name: name.split(b"/"))
+    digest = str(walk.digest.hexdigest())
+    return Tree(digest, tuple(names), walk.files, walk.size, walk.largest, tuple(walk.left_out))
 
 
 def tar_names(tree: Tree) -> bytes:
@@ -4462,7 +4517,9 @@ def read_state(root: Path) -> dict[str, str]:
         data = json.loads((root / STATE_FILE).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+    if not isinstance(data, dict):
+        return {}
+    return {str(key): str(value) for key, value in data.items()}
 
 
 def write_state(root: Path, state: Mapping[str, str]) -> None:
@@ -4484,7 +4541,7 @@ def is_unsaved(root: Path) -> bool:
     return survey(root).digest != read_state(root).get("tree")
 
 
-def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
+def settled_passphrase(vault: Vault, on_disk: str) -> bytes:
     """The passphrase of the open vault, from RAM.
 
     A `passwd` that was killed is settled here: its passphrase is in force if, and only if, the
@@ -4493,7 +4550,7 @@ def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
     upcoming = vault.mount / NEXT_FILE
     with contextlib.suppress(FileNotFoundError):
         digest, _, passphrase = upcoming.read_bytes().partition(b"\n")
-        if digest.decode() == sealed_digest:
+        if digest.decode() == on_disk:
             write_whole(vault.mount / PASSPHRASE_FILE, passphrase)
         remove_file(upcoming)
     try:
@@ -4503,7 +4560,7 @@ def session_passphrase(vault: Vault, sealed_digest: str) -> bytes:
             f"{vault.mount}: holds no finished unlock, so it cannot be saved",
             "tazpod lock --discard, then unlock again",
         ) from None
-    return check_passphrase(data[:-1] if data.endswith(b"\n") else data)
+    return check_passphrase(data.removesuffix(b"\n"))
 
 
 @contextlib.contextmanager
@@ -4524,9 +4581,9 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
 
     All or nothing: on any failure, Ctrl-C included, the tmpfs is gone again.
     """
-    with vault_lock(vault):
+    with exclusive(vault):
         if is_open(vault):
-            if passphrase != session_passphrase(vault, sealed_digest(vault)):
+            if passphrase != settled_passphrase(vault, sealed_digest(vault)):
                 raise VaultError(
                     "the vault was opened meanwhile, under another passphrase than this one",
                     "it is open; the passphrase in force is the one that was typed there",
@@ -4534,7 +4591,7 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
             return survey(vault.mount)
         if not new and not has_sealed(vault):
             raise VaultError(f"{vault.sealed}: is not there any more", "tazpod status")
-        discard_transit(vault)
+        destroy_transit(vault)
         try:
             must_be_empty(vault.mount)
             ram = mount_tmpfs(vault)
@@ -4542,7 +4599,7 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
                 tree = unseal_present(vault, passphrase, ram)
                 with writable_or_not():
                     write_whole(vault.marker, b"")
-                bridge(vault)
+                bind_into_home(vault)
                 move_mount(vault.transit, vault.mount)
                 if _device_of(vault.mount) != os.fstat(ram).st_dev:
                     raise VaultError(f"{vault.mount}: another mount came between", "try again")
@@ -4550,7 +4607,7 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
                 os.close(ram)
         except BaseException:
             with uninterrupted():
-                take_away(vault)
+                destroy_vault(vault)
             raise
         return tree
 
@@ -4572,7 +4629,9 @@ def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tup
     Never by TRANSIT's path: were the tmpfs taken from there, a tar that outlives us would fill a disk.
     Gives what lies there and how many entries the archive had: names twice and our own names count.
     """
-    root, digest, listing = Path(f"/dev/fd/{ram}"), "", b""
+    root = Path(f"/dev/fd/{ram}")
+    digest = ""
+    listing = b""
     if sealed is not None:
         listing = unseal(sealed, passphrase, unpack_argv(root), (ram,))
         if not listing and not OPTIONS.dry_run:
@@ -4585,7 +4644,10 @@ def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tup
     set_mode(ram, 0o700)
     tree = survey(root)
     write_whole(root / PASSPHRASE_FILE, passphrase)
-    write_state(root, {"tree": tree.digest, "sealed": digest} if digest else {})
+    state = {}
+    if digest:
+        state = {"tree": tree.digest, "sealed": digest}
+    write_state(root, state)
     return tree, len(listing.splitlines())
 
 
@@ -4603,18 +4665,18 @@ def tell_lost(vault: Vault) -> None:
         remove_file(vault.marker)
 
 
-def prove_tmpfs(vault: Vault) -> None:
+def prove_ram(vault: Vault) -> None:
     """Find out before the passphrase is asked for whether there is RAM to open the vault into."""
-    with vault_lock(vault):
+    with exclusive(vault):
         if is_open(vault):
             return
         tell_lost(vault)
-        discard_transit(vault)
+        destroy_transit(vault)
         try:
             must_be_empty(vault.mount)
             os.close(mount_tmpfs(vault))
         finally:
-            discard_transit(vault)
+            destroy_transit(vault)
 
 
 def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
@@ -4622,7 +4684,7 @@ def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
 
     So `unlock`, `verify` and `restore` have one judgement of what opens.
     """
-    discard_transit(vault)
+    destroy_transit(vault)
     try:
         ram = mount_tmpfs(vault)
         try:
@@ -4631,23 +4693,24 @@ def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
             os.close(ram)
     finally:
         with uninterrupted():
-            discard_transit(vault)
+            destroy_transit(vault)
 
 
 def left_in_transit(vault: Vault) -> bool:
     """Whether a killed unlock or lock has left something in RAM; one that is under way holds the lock."""
-    with contextlib.suppress(Busy), vault_lock(vault, wait=0):
+    with contextlib.suppress(Busy), exclusive(vault, wait=0):
         return not is_open(vault) and mounted_at(vault.transit) is not None
     return False
 
 
-def bridge(vault: Vault) -> None:
+def bind_into_home(vault: Vault) -> None:
     """Show the vault's own folders in the home, so that no token of the AWS CLI touches a disk.
 
     Done in TRANSIT: an open vault is bridged.
     """
     for name in vault.binds:
-        source, target = vault.transit / name, vault.home / name
+        source = vault.transit / name
+        target = vault.home / name
         stays = f"~/{name} stays on the container's disk"
         if not make_folders(vault.transit, name):
             warn(f"{vault.mount / name}: is not a folder; {stays}")
@@ -4674,7 +4737,8 @@ def bridge(vault: Vault) -> None:
 
 def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
     """Pack a tree and seal it into a descriptor (tar(1), pax(5), gpg(1))."""
-    names, nothing = memory_file(tar_names(tree)), os.open(os.devnull, os.O_RDONLY)
+    names = memory_file(tar_names(tree))
+    nothing = os.open(os.devnull, os.O_RDONLY)
     try:
         with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             stages = [Stage(pack_argv(root, names), (names,)), Stage(encrypt_argv(homedir, fd), (fd,))]
@@ -4686,7 +4750,7 @@ def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
         os.close(nothing)
 
 
-def prove(tree: Tree, root: Path, passphrase: bytes, sealed: int) -> None:
+def prove_equal(tree: Tree, root: Path, passphrase: bytes, sealed: int) -> None:
     """Open what was just sealed and compare it, entry by entry, with the tree."""
     try:
         listed = unseal(sealed, passphrase, compare_argv(root))
@@ -4714,11 +4778,11 @@ def save(
     """
     if agree and replaces_go(vault, always=force or passphrase is not None):
         agree()  # the lock is not held: whoever is asked may never answer
-    with vault_lock(vault):
+    with exclusive(vault):
         if not is_open(vault):
             raise NothingOpen("the vault is locked: there is nothing to save", "tazpod unlock")
         on_disk = sealed_digest(vault)
-        current = session_passphrase(vault, on_disk)
+        current = settled_passphrase(vault, on_disk)
         state = settled_state(vault, on_disk)
         make_folder(vault.mount / ".aws")  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
@@ -4729,30 +4793,49 @@ def save(
         must_fit(vault, tree)
         for text in tree.left_out:
             warn(text)
-        temporary = temporary_beside(vault.sealed)
-        fd = create_file(temporary)
-        try:
-            tree = seal_and_prove(vault, tree, passphrase or current, fd)
-            digest = digest_fd(fd)
-            if on_disk and on_disk != state.get("sealed", on_disk):
-                warn("another version was sealed since this one was opened; it is in the history")
-            keep_version(vault)
-            if passphrase is not None:
-                write_whole(vault.mount / NEXT_FILE, digest.encode() + b"\n" + passphrase)
-            write_state(vault.mount, {**state, "next_tree": tree.digest, "next_sealed": digest})
-            rename_file(temporary, SEALED_NAME)
-            sync_folder(vault.folder)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                remove_file(temporary)
-            raise
-        finally:
-            os.close(fd)
-        session_passphrase(vault, digest)
-        write_state(vault.mount, {"tree": tree.digest, "sealed": digest})
-        write_whole(vault.marker, b"")
-        prune_history(vault)
-        return tree
+        return replace_sealed(vault, tree, state, on_disk, current=current, upcoming=passphrase)
+
+
+def replace_sealed(
+    vault: Vault,
+    tree: Tree,
+    state: Mapping[str, str],
+    on_disk: str,
+    *,
+    current: bytes,
+    upcoming: bytes | None,
+) -> Tree:
+    """Seal the open vault, under an upcoming passphrase if there is one, and put that in its place.
+
+    A kill before the renaming leaves the old file in force, and a temporary one that the next word takes
+    away.  Behind it the new file is in force, and what was written before tells so to the next save:
+    `settled_passphrase` by NEXT_FILE, `settled_state` by its `next_...`.  The mark then has the time of
+    an earlier save, and the history one version too many; the next save sets both right.
+    """
+    temporary = temporary_beside(vault.sealed)
+    fd = create_file(temporary)
+    try:
+        tree = seal_and_prove(vault, tree, upcoming or current, fd)
+        digest = digest_fd(fd)
+        if on_disk and on_disk != state.get("sealed", on_disk):
+            warn("another version was sealed since this one was opened; it is in the history")
+        keep_version(vault)
+        if upcoming is not None:
+            write_whole(vault.mount / NEXT_FILE, digest.encode() + b"\n" + upcoming)
+        write_state(vault.mount, {**state, "next_tree": tree.digest, "next_sealed": digest})
+        rename_file(temporary, SEALED_NAME)
+        sync_folder(vault.folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove_file(temporary)
+        raise
+    finally:
+        os.close(fd)
+    settled_passphrase(vault, digest)  # the upcoming one is in force now
+    write_state(vault.mount, {"tree": tree.digest, "sealed": digest})
+    write_whole(vault.marker, b"")
+    prune_history(vault)
+    return tree
 
 
 def is_sealed(vault: Vault, tree: Tree, state: Mapping[str, str], on_disk: str) -> bool:
@@ -4799,7 +4882,7 @@ def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree
         try:
             seal(tree, vault.mount, passphrase, fd)
             os.fsync(fd)
-            prove(tree, vault.mount, passphrase, fd)
+            prove_equal(tree, vault.mount, passphrase, fd)
         except VaultError:
             again = survey(vault.mount)
             if again.digest == tree.digest or attempt == ATTEMPTS - 1:
@@ -4857,7 +4940,8 @@ def add_version(vault: Vault, path: Path) -> None:
     if any(os.path.samestat(version.lstat(), present) for version in versions(vault)):
         return  # a save was killed before it came to the replacing
     stem = version_name(present.st_mtime)
-    name, number = f"{stem}.tar.aes", 1
+    name = f"{stem}.tar.aes"
+    number = 1
     while (vault.history / name).exists():
         number += 1
         name = f"{stem}-{number}.tar.aes"
@@ -4919,7 +5003,7 @@ def prune_history(vault: Vault) -> None:
 
 def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
     """Prove that a sealed file opens; the number of its entries."""
-    with vault_lock(vault):
+    with exclusive(vault):
         fd = open_sealed_file(path)
         try:
             return prove_opens(vault, fd, passphrase)
@@ -4929,7 +5013,7 @@ def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
 
 def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
     """Make a version of the history the sealed vault, after proving that it opens."""
-    with vault_lock(vault):
+    with exclusive(vault):
         if is_open(vault):
             raise VaultError("the vault is open", "tazpod lock, then restore")
         fd = open_sealed_file(version)
@@ -4954,7 +5038,7 @@ def lock(
     vault open, and so does what `wanted` says: None.  Both are asked when the vault is set aside: whoever
     wrote before is seen, and whoever comes later finds it locked.
     """
-    with vault_lock(vault):
+    with exclusive(vault):
         if is_open(vault):
             set_aside(vault)
             try:
@@ -4970,20 +5054,20 @@ def lock(
                 return None
         else:
             tell_lost(vault)
-        holders = take_away(vault)
+        holders = destroy_vault(vault)
         mount = mounted_at(vault.home / ".aws")
         if mount and mount.kind == "tmpfs":
             unmount(vault.home / ".aws")
         return holders
 
 
-def take_away(vault: Vault) -> list[str]:
+def destroy_vault(vault: Vault) -> list[str]:
     """Destroy an open vault, or what a killed unlock or lock left of one; for who holds the lock."""
     if is_open(vault):
         set_aside(vault)
     with writable_or_not():
         remove_file(vault.marker)
-    return discard_transit(vault)
+    return destroy_transit(vault)
 
 
 # ── 7. storage ────────────────────────────────────────────────────────────────────────────
@@ -6036,7 +6120,7 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
     """
     storage = storage_of(config, vault)
     with syncing(vault) as snapshot:
-        with vault_lock(vault):
+        with exclusive(vault):
             digest = sealed_digest(vault)
             if not digest:
                 raise VaultError(f"{vault.sealed}: there is no sealed vault to push")
@@ -6110,7 +6194,7 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
             return None
         if not force and not keep_mine and sealed_digest(vault) != remote.digest:
             refuse_older(vault, config, remote)  # the vault is not locked: whoever is asked may not answer
-        with vault_lock(vault):
+        with exclusive(vault):
             mine = sealed_digest(vault)
             if mine == remote.digest:
                 synced(vault, config, remote.etag, remote.digest)
@@ -6714,9 +6798,9 @@ def clear_up(config: Config, vault: Vault, dead: Sequence[Path], watch: Watch, l
     if not dead and mounted_at(vault.transit) is None:
         return
     # An unlock or a lock that is under way holds the lock; then the next look will do.
-    with contextlib.suppress(Busy), vault_lock(vault, wait=0):
+    with contextlib.suppress(Busy), exclusive(vault, wait=0):
         if not is_open(vault):
-            discard_transit(vault)
+            destroy_transit(vault)
             forget(dead)
 
 
@@ -6746,7 +6830,7 @@ def keep_in_step(config: Config, vault: Vault, watch: Watch, log: Any) -> None:
 
 def has_changed(vault: Vault, log: Any) -> bool:
     """Whether the open vault holds what the sealed file does not, and a guard may save it."""
-    with vault_lock(vault, wait=0):
+    with exclusive(vault, wait=0):
         if not is_open(vault) or not is_unsaved(vault.mount):
             return False
         if sealed_digest(vault) and not sealed_is_native(vault):
@@ -7251,7 +7335,7 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     forget(end_dead_sessions(folder)[0])  # the guard is not to lock after those
     start_guard(folder)  # first: it clears up after an unlock that is killed
     must_be_wanted(folder, args.session)
-    prove_tmpfs(vault)
+    prove_ram(vault)
     fresh = not has_sealed(vault)
     if fresh:
         agree_to_begin(config, vault, args)

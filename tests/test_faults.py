@@ -812,7 +812,7 @@ def puller(world: World, data: list[bytes], rounds: int) -> Callable[[], object]
 
     def work() -> None:
         for turn in range(rounds):
-            with tazpod.vault_lock(world.vault):
+            with tazpod.exclusive(world.vault):
                 tazpod.write_whole(world.vault.sealed, data[turn % len(data)])
 
     return work
