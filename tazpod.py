@@ -270,7 +270,10 @@ class SessionKind(NamedTuple):
 
 # A session is one `enter` or `run`.  Its files lie in .tazpod/run under one number.  This one tells how
 # far it is, and is locked (flock) by the host side for as long as that lives:
-LEASE, SHELL_DUE, VISIT, LEAVING = "lease", "session", "visit", "leaving"
+LEASE = "lease"
+SHELL_DUE = "session"
+VISIT = "visit"
+LEAVING = "leaving"
 SESSION_KINDS = {
     # from the first moment on, made by the host side
     LEASE: SessionKind(uses_vault=True, lock_follows=True),
@@ -283,7 +286,8 @@ SESSION_KINDS = {
 }
 # The others: who claimed it, as a line of /proc/<pid>/stat, written by the shell or the command of a
 # `run`; and the socket to the ssh agent of its host, made by the host side.
-CLAIM_KIND, AGENT_KIND = "shell", "agent"
+CLAIM_KIND = "shell"
+AGENT_KIND = "agent"
 WATCH_PAUSE = 1.0  # seconds between two looks of a host side at the guard and at its own lease
 CLAIM_LIMIT = 30.0  # seconds in which a slow engine may start the shell
 UP_LOCK = "up.lock"  # in .tazpod/run; held while the container is made to run
@@ -1482,7 +1486,9 @@ def chosen_engine(config: Config) -> str:
     if kept or os.environ.get("DOCKER_HOST"):
         return kept or "docker"
     answer = capture(["docker", "version", "--format", "{{.Server.Version}}"], limit=ASK_LIMIT)
-    return "docker" if answer.code == 0 else "podman"
+    if answer.code == 0:
+        return "docker"
+    return "podman"
 
 
 def in_pod() -> bool:
@@ -2732,18 +2738,18 @@ def config_of(config: Config, container: Container) -> Config:
 
 def engine_error(result: Result) -> TazpodError:
     """The error for a call of docker or podman that failed: an engine out of reach is told apart."""
-    program = result.program or "docker"
-    engine = ENGINES[program]
+    name = result.program or "docker"
+    engine = ENGINES[name]
     lines = result.err.lower().splitlines()
     if any(re.search("permission denied.*connect to|connect: permission denied", line) for line in lines):
         hint = "may you use Docker? add yourself to the docker group, or use a rootless engine"
         return TazpodError(f"{engine.title} refuses this user", hint)
     for sign in ("cannot connect", "error during connect", "is the docker daemon running"):
         if any(sign in line for line in lines):
-            hint = f"start it, or check {engine.address}; `{program} info` shows more"
+            hint = f"start it, or check {engine.address}; `{name} info` shows more"
             return TazpodError(f"{engine.title} cannot be reached", hint)
-    reason = result.reason.removeprefix(f"{program}: ")
-    return TazpodError(f"{program}: {reason}")
+    reason = result.reason.removeprefix(f"{name}: ")
+    return TazpodError(f"{name}: {reason}")
 
 
 def docker(argv: Sequence[str]) -> Result:
@@ -2759,7 +2765,8 @@ def parse_inspect(config: Config, result: Result) -> tuple[Container | None, str
     missing = re.findall('no such object: "?([^"\n]*)', result.err.lower())
     if result.code != 0 and not missing:
         raise engine_error(result)
-    container, image = None, ""
+    container = None
+    image = ""
     try:
         for item in json.loads(result.out):
             if "State" in item:
@@ -2927,9 +2934,9 @@ def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
     pods: dict[str, Container] = {}
     failures = []
     engines = engines_here()
-    for program in engines:
+    for engine in engines:
         try:
-            for name, pod in pods_of(program, names).items():
+            for name, pod in pods_of(engine, names).items():
                 pods.setdefault(name, pod)
         except TazpodError as error:
             failures.append(error)
@@ -2938,19 +2945,19 @@ def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
     return pods
 
 
-def pods_of(program: str, names: Sequence[str] = ()) -> dict[str, Container]:
+def pods_of(engine: str, names: Sequence[str] = ()) -> dict[str, Container]:
     """The same of one engine."""
     if not names:
-        listed = capture([program, "container", "ls", "-aq", "--filter", f"volume={WORKSPACE}"])
+        listed = capture([engine, "container", "ls", "-aq", "--filter", f"volume={WORKSPACE}"])
         if listed.code != 0:
             raise engine_error(listed)
         names = listed.out.decode().split()
     if not names:
         return {}
-    result = capture([program, "container", "inspect", *names])
+    result = capture([engine, "container", "inspect", *names])
     if result.code != 0 and "no such container" not in result.err.lower():  # one may have gone meanwhile
         raise engine_error(result)
-    containers = [container_of(data)._replace(engine=program) for data in json.loads(result.out)]
+    containers = [container_of(data)._replace(engine=engine) for data in json.loads(result.out)]
     return {container.name: container for container in containers if container.ours}
 
 
@@ -3317,7 +3324,8 @@ def pod_archive(config: Config) -> bytes:
             (f"{POD_TOOL}/bashrc", hook.encode(), 0o644),
         ):
             info = tarfile.TarInfo(name[1:])
-            info.size, info.mode = len(data), mode
+            info.size = len(data)
+            info.mode = mode
             archive.addfile(info, io.BytesIO(data))
         end = buffer.tell() + 2 * tarfile.BLOCKSIZE
     return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
@@ -3403,9 +3411,11 @@ def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> No
 
     What else is there stays as it is.
     """
-    envelope, taken = Path(WORKSPACE, ENVELOPE), []
+    envelope = Path(WORKSPACE, ENVELOPE)
+    taken = []
     for name in dict.fromkeys((*before, *names)):
-        place, target = home / name, envelope / name
+        place = home / name
+        target = envelope / name
         ours = place.is_symlink() and os.readlink(place) == str(target)
         if name not in names:
             if ours:
@@ -3453,10 +3463,12 @@ def set_up_in_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
 def fit_ids(account: pwd.struct_passwd) -> tuple[int, int]:
     """Give the operator the ids of whom the project belongs to, and the home with them; the ids."""
     # Seen as the operator, since some engines show every file as owned by whoever looks.
-    uid, gid = account.pw_uid, account.pw_gid
+    uid = account.pw_uid
+    gid = account.pw_gid
     with acting_as(uid, gid), contextlib.suppress(OSError):
         owner = os.stat(WORKSPACE)
-        uid, gid = owner.st_uid, owner.st_gid
+        uid = owner.st_uid
+        gid = owner.st_gid
     if uid == account.pw_uid:
         return uid, gid
     passwd = Path("/etc/passwd")
@@ -3810,7 +3822,7 @@ def destroy_transit(vault: Vault) -> list[str]:
             holders.update(destroy_held(vault, mount, device))
         holders.update(scan_namespaces(mount.device))
         for place in (vault.home / name for name in vault.binds):
-            late = mounted_at(place)  # a bridge that a killed unlock made just now
+            late = mounted_at(place)  # what a killed unlock has bound there just now
             if late and late.device == mount.device:  # by its place: the number may be another's by now
                 unmount(place)
 
@@ -3998,7 +4010,8 @@ def empty_tree(root: Path, device: int) -> list[str]:
     return left
 
 
-_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+_GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS
+_SET_FLAGS = 0x40086602  # FS_IOC_SETFLAGS
 _FIXED = 0x10 | 0x20  # immutable, append only
 
 
@@ -4216,8 +4229,14 @@ def gpg_accepts(status: str) -> bool:
 # `openssl enc` refuses GCM, so the same bytes are framed as a CMS message that exists only in a pipe.
 # CMS wants the key wrapped for a recipient: ours has a public constant for a password, which protects
 # nothing and need not, since whoever can read that pipe can read the vault.
-GO_SALT, GO_NONCE, GO_TAG, GO_ITERATIONS = 32, 12, 16, 100_000
-_CMS_PASSWORD, _CMS_SALT, _CMS_ITERATIONS, _CMS_IV = "tazpod-public-constant", bytes(16), 1000, bytes(16)
+GO_SALT = 32
+GO_NONCE = 12
+GO_TAG = 16
+GO_ITERATIONS = 100_000
+_CMS_PASSWORD = "tazpod-public-constant"
+_CMS_SALT = bytes(16)
+_CMS_ITERATIONS = 1000
+_CMS_IV = bytes(16)
 _CMS_DECRYPT_FAILED = 4  # openssl-cms(1), "EXIT CODES"
 
 
@@ -4320,7 +4339,9 @@ def _oid(dotted: str) -> bytes:
     return _der(0x06, body)
 
 
-_seq, _octets, _int = partial(_der, 0x30), partial(_der, 0x04), partial(_der, 0x02)
+_seq = partial(_der, 0x30)
+_octets = partial(_der, 0x04)
+_int = partial(_der, 0x02)
 
 
 def unpack_argv(root: object) -> list[str]:
@@ -4706,7 +4727,7 @@ def left_in_transit(vault: Vault) -> bool:
 def bind_into_home(vault: Vault) -> None:
     """Show the vault's own folders in the home, so that no token of the AWS CLI touches a disk.
 
-    Done in TRANSIT: an open vault is bridged.
+    That is done while the vault is on TRANSIT: so one in its place has all of its folders shown.
     """
     for name in vault.binds:
         source = vault.transit / name
@@ -5569,7 +5590,8 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
     return True
 
 
-PROBE, PROBES = ("--key", "tazpod/probe"), (("--if-none-match", "*"), ("--if-match", '"0"'))
+PROBE = ("--key", "tazpod/probe")
+PROBES = (("--if-none-match", "*"), ("--if-match", '"0"'))
 
 
 def honours_conditions(storage: Storage) -> bool:
@@ -5634,7 +5656,11 @@ class State(NamedTuple):
     sealed: bool
 
 
-UNLOCK, BOOTSTRAP, SHELL, LEAVE = "unlock", "bootstrap", "shell", "leave"
+# The steps of entering.
+UNLOCK = "unlock"
+BOOTSTRAP = "bootstrap"
+SHELL = "shell"
+LEAVE = "leave"
 
 
 def plan_entry(state: State) -> tuple[str, ...]:
@@ -6282,7 +6308,8 @@ def docker_settings(config: Config) -> dict[str, str]:
     folder = state_folder() / "docker"
     try:
         private_folder(folder)
-        link, path = folder / "contexts", folder / "config.json"
+        link = folder / "contexts"
+        path = folder / "config.json"
         if not link.is_symlink() or os.readlink(link) != str(own / "contexts"):
             link_to(link, str(own / "contexts"))
         if not path.is_file() or path.read_bytes() != text:
@@ -6311,13 +6338,16 @@ def open_shell(config: Config, session: Session, folder: str) -> int:
             return run_foreground(shell_argv(config, terminal, folder), env=env, after_start=claimed)
 
 
-def leave(config: Config, session: Session, interrupted: bool) -> int:
-    """End the session: the pod saves and locks, unless other sessions are open."""
+def leave_vault(config: Config, session: Session, cut: bool) -> int:
+    """End the session: the pod saves and locks, unless other sessions are open.
+
+    Of one that was `cut` off nobody is there to answer a question.
+    """
     words = ["lock", "--leaving", session.id]
     start = b""
     with contextlib.suppress(VaultError):
         start = sealed_head(host_vault(config).sealed)
-    if start and not is_native(start) and on_terminal() and not interrupted:
+    if start and not is_native(start) and on_terminal() and not cut:
         with contextlib.suppress(SystemExit):  # there is a question; whoever is asked may go away
             code = pod_command(config, words)
             if on_terminal():
@@ -6377,7 +6407,7 @@ def enter(config: Config, folder: str = WORKSPACE) -> int:
     session = open_session(config)
     steps: tuple[str, ...] = ()
     code = FAILED
-    interrupted = True
+    cut = True
     left = True
     try:
         steps = plan_entry(observe(config, container))
@@ -6391,13 +6421,13 @@ def enter(config: Config, folder: str = WORKSPACE) -> int:
         if steps == (SHELL, LEAVE):
             ensure_guard(config)  # else the unlock has started one
         code = open_shell(config, session, folder)
-        interrupted = False
+        cut = False
         if left and code in EXEC_CUT:
             tell_gone(config)
     finally:
         try:
             if not left:
-                code, left = leave_and_tell(config, session, interrupted, code)
+                code, left = leave_and_tell(config, session, cut, code)
         finally:
             end_session(config, session, cut=not left)
     return code
@@ -6415,17 +6445,17 @@ def end_session(config: Config, session: Session, cut: bool) -> None:
         ensure_guard(config)
 
 
-def leave_and_tell(config: Config, session: Session, interrupted: bool, code: int) -> tuple[int, bool]:
+def leave_and_tell(config: Config, session: Session, cut: bool, code: int) -> tuple[int, bool]:
     """Leave, and say what became of the vault when that failed.
 
     Gives the status to exit with, and whether the vault needs nothing more: else the guard goes on.
     """
-    if leave(config, session, interrupted) == 0:
+    if leave_vault(config, session, cut) == 0:
         return code, True
     if tell_gone(config):
         return code or FAILED, True
     # A container that was down just now may be back without its vault: this lock tells what is lost.
-    if not asked_if_open(config, strict=False) and leave(config, session, interrupted) == 0:
+    if not asked_if_open(config, strict=False) and leave_vault(config, session, cut) == 0:
         return code, True
     hint = "see above; it is tried again until it is done: tazpod status"
     complain(VaultError("the vault was not locked", hint))
@@ -6542,7 +6572,7 @@ def leave_after_run(config: Config, session: Session, code: int, cut: bool) -> t
 #
 # From the end of a session to the locked vault there are two ways.
 #
-# A host side that lives, also one that was told to end: enter, leave_and_tell, leave.  That runs
+# A host side that lives, also one that was told to end: enter, leave_and_tell, leave_vault.  That runs
 # `tazpod lock --leaving ID` in the pod: cmd_lock, save_and_lock, end_dead_sessions (marks its own lease as
 # LEAVING and counts the others), save, lock.  Then Session.close takes the session's files away.  When
 # the lock fails, the lease stays, free to be locked by anybody, and the second way begins.
@@ -6926,7 +6956,10 @@ def project_folder() -> Path:
     return project
 
 
-ACTS, ENDS, LOOKS = "acts", "ends", "looks"
+# What a word does to a project: see `the_project`.
+ACTS = "acts"
+ENDS = "ends"
+LOOKS = "looks"
 
 
 def the_project(what: str = ACTS, project: Path | None = None) -> Config:
@@ -6962,7 +6995,9 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     private_folder(project / ENVELOPE)
     private_folder(project / ENVELOPE / "vault")
     remember_project(project)
-    image, name, written = image or DEFAULT_IMAGE, name or free_name(project), []
+    image = image or DEFAULT_IMAGE
+    name = name or free_name(project)
+    written = []
     text = CONFIG_TEMPLATE.format(image=image, name=name)
     for path, content in (
         (project / CONFIG_PATH, text),
@@ -7029,7 +7064,8 @@ def command_of(args: argparse.Namespace) -> list[str]:
 
 def cmd_run(args: argparse.Namespace) -> int:
     """run a command in the container, in this folder of it; its exit status"""
-    words, config = command_of(args), the_project()
+    words = command_of(args)
+    config = the_project()
     passphrase = given_passphrase(args)
     return run_inside(config, words, pod_folder(config), passphrase, args.new)
 
@@ -7190,13 +7226,17 @@ def lock_before_end(config: Config, container: Container, discard: bool) -> None
     if config.ghost_mode and asked_if_open(config, strict=not discard):
         if not discard and not is_installed(config, container):
             ensure_up(config)  # else a tazpod of the image may answer, which saves nothing
-        words = ["lock", "--discard"] if discard else ["lock"]
+        words = ["lock"]
+        if discard:
+            words.append("--discard")
         if pod_command(config, words) != 0 and not discard:
             raise VaultError(
                 "the vault could not be saved and locked, so the container stays",
                 "tazpod down --discard gives up what changed since the last save",
             )
-    left = [] if discard or OPTIONS.dry_run else places_with_secrets(config, container)
+    if discard or OPTIONS.dry_run:
+        return
+    left = places_with_secrets(config, container)
     if left:
         raise VaultError(
             f"secrets may be in the memory of the container, at {', '.join(left)}, so it stays",
@@ -7327,7 +7367,8 @@ def plural(count: int, noun: str) -> str:
 @forwarded
 def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     """open the vault into RAM"""
-    vault, folder = pod_vault(config), Path(WORKSPACE, ENVELOPE, "run")
+    vault = pod_vault(config)
+    folder = Path(WORKSPACE, ENVELOPE, "run")
     if is_open(vault):
         start_guard(folder)
         say("the vault is open already")
@@ -7442,7 +7483,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
         if args.leaving == GUARD and not dead:
             return OK  # somebody has dealt with them meanwhile
         if alive:
-            say(f"the vault stays open: {alive} more session{'s' if alive > 1 else ''}")
+            say(f"the vault stays open: {plural(alive, 'more session')}")
             return OK
     if not is_open(vault):
         lock(vault)  # what a killed unlock or lock may have left in RAM
@@ -7450,10 +7491,13 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
             say("the vault is locked already")
         return OK
     before_lock(config.pre_lock)
-    wanted = partial(live_sessions, folder) if args.leaving else None
+    wanted = None
+    if args.leaving:
+        wanted = partial(live_sessions, folder)
+    holders = None
     if args.discard:
         progress("what changed since the last save is given up")
-    holders = lock(vault) if args.discard else None
+        holders = lock(vault)
     for _ in range(ATTEMPTS):
         if holders is None:
             save_and_say(vault)
@@ -7479,10 +7523,15 @@ def before_lock(command: str) -> None:
 
     if not command:
         return
-    nothing, process = subprocess.DEVNULL, None
+    started = []
+    code = OK
     try:
-        process = launch(["bash", "-lc", command], stdin=nothing, stdout=2, stderr=2, cwd=WORKSPACE)
-        code = process.wait(timeout=TIME_LIMIT) if process else OK
+        process = launch(
+            ["bash", "-lc", command], stdin=subprocess.DEVNULL, stdout=2, stderr=2, cwd=WORKSPACE
+        )
+        if process:
+            started.append(process)
+            code = process.wait(timeout=TIME_LIMIT)
         if code != 0:
             warn(f"hooks.pre_lock ended with status {code}")
     except subprocess.TimeoutExpired:
@@ -7490,7 +7539,7 @@ def before_lock(command: str) -> None:
     except TazpodError as error:
         warn(f"hooks.pre_lock: {error}")
     finally:
-        _reap([process] if process else [])
+        _reap(started)
 
 
 def push_before_leaving(config: Config, vault: Vault) -> None:
@@ -7776,7 +7825,8 @@ def cmd_trust(args: argparse.Namespace) -> int:
     if may_approve and os.geteuid() != 0:
         owners_of(project)
     request = read_request(project, {owner, os.geteuid()})
-    changes, dockerfile = list(request.changes), b""
+    changes = list(request.changes)
+    dockerfile = b""
     with contextlib.suppress(FileNotFoundError):
         dockerfile = read_shared(project / request.config.dockerfile, {owner, os.geteuid()})
         found = dockerfile_changes(dockerfile, read_approval(project) or Approval())
@@ -7955,7 +8005,8 @@ def remote_facts(config: Config, vault: Vault, opened: bool) -> dict[str, Any]:
     """Whose credentials there are, and what the storage says to them, asked now."""
     known: dict[str, Any] = {}
     try:
-        storage, expires = storage_of(config, vault), login_expiry(vault)
+        storage = storage_of(config, vault)
+        expires = login_expiry(vault)
         if storage.key_id:
             known["identity_kind"] = "vault"
         elif not storage.profile:
@@ -8049,7 +8100,8 @@ def told_facts(told: Any) -> dict[str, Any]:
     for name in Facts._fields:
         if name not in told or name.startswith(("container_", "config_")):  # the host knows those itself
             continue
-        value, usual = told[name], Facts._field_defaults.get(name, "")
+        value = told[name]
+        usual = Facts._field_defaults.get(name, "")
         if name == "remote_hint" and value not in FACT_WORDS[name]:
             value = ""  # of a fault that status knows no step for
         if value is None:
@@ -8099,7 +8151,8 @@ WAYS_OUT = "tazpod push (it tells the ways out)"
 
 def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     """What is not well, the most urgent first, each with what to type next."""
-    f, expires = facts, facts.identity_expires_at
+    f = facts
+    expires = f.identity_expires_at
     asleep = f.container_state in ("", "absent", "created", "running", "exited")
     nothing = f.vault_used and not f.vault_format and f.vault_open is False
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
@@ -8220,7 +8273,8 @@ def status_json(facts: Facts, wrong: Sequence[tuple[str, str]]) -> dict[str, Any
 
 def cmd_status(args: argparse.Namespace) -> int:
     """show container, vault, storage, login and daemon; 0 only if all is well"""
-    config, now = the_project(LOOKS), time.time()
+    config = the_project(LOOKS)
+    now = time.time()
     if in_pod():
         facts = Facts(**told_facts(pod_facts(config)))
     else:
@@ -8766,10 +8820,12 @@ def complete(
     """
     *before, last = [word for word in words if word != "="] or [""]  # bash cuts --pod=NAME there
     typed: list[str] = []
-    pod, names_pod = "", False
+    pod = ""
+    names_pod = False
     for item in before:
         if names_pod:
-            pod, names_pod = item, False
+            pod = item
+            names_pod = False
         elif item == "--pod":
             names_pod = True
         elif item not in GLOBAL_FLAGS:
@@ -8915,7 +8971,8 @@ def dispatch(argv: Sequence[str]) -> int:
         )
     OPTIONS.hurry = word.name in ("enter", "run") or in_pod()
     args = parse_words(word, words[1:])
-    args.word, args.forward = word.name, forward_words(word, args)
+    args.word = word.name
+    args.forward = forward_words(word, args)
     if word.host_only and in_pod():
         raise UsageError(f"{word.name} is for the host; this is inside the container")
     if pod is not None:
@@ -8943,6 +9000,14 @@ def find_word(name: str) -> Word:
     raise UsageError(message, "tazpod --help lists them")
 
 
+def tell_trace(error: Exception) -> None:
+    """With --debug: where in this file an error arose."""
+    if OPTIONS.debug:
+        import traceback
+
+        relay("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     import resource
@@ -8956,7 +9021,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the passphrase
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
-    failure: Exception
     try:
         if in_pod():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # see the launcher in `pod_archive`
@@ -8965,7 +9029,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dispatch(argv)
     except TazpodError as error:
         complain(error)
-        failure, code = error, error.exit_code
+        tell_trace(error)
+        return error.exit_code
     except KeyboardInterrupt:
         _talk("")
         complain(TazpodError("interrupted"))
@@ -8978,15 +9043,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is not None:
             what = f"{error.filename}: {what}"
         complain(TazpodError(what))
-        failure, code = error, FAILED
+        tell_trace(error)
     except Exception as error:
         complain(TazpodError(f"a fault in tazpod itself: {type(error).__name__}", "--debug shows it"))
-        failure, code = error, FAILED
-    if OPTIONS.debug:
-        import traceback
-
-        relay("".join(traceback.format_exception(type(failure), failure, failure.__traceback__)))
-    return code
+        tell_trace(error)
+    return FAILED
 
 
 def program() -> NoReturn:
