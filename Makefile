@@ -37,7 +37,7 @@ run: .venv/ready
 	tests/engine with $(ENGINE) tests/demo .venv/bin/tazpod
 
 test: .venv/ready
-	tests/engine need gpg openssl tar tmux git sudo unshare=util-linux ip=iproute2 \
+	tests/engine need gpg openssl tar tmux git gcc sudo unshare=util-linux ip=iproute2 \
 	    zsh fish groff=groff-base ssh-agent=openssh-client dropbear=dropbear-bin
 	tests/engine image docker $(TEST_IMAGE) aws
 	tests/engine image docker $(TEST_FULL_IMAGE)
