@@ -294,6 +294,14 @@ UP_LOCK = "up.lock"  # in .tazpod/run; held while the container is made to run
 GUARD = "guard"  # who leaves when the guard locks
 GUARD_LOCK = "guard.lock"  # in .tazpod/run; held by the guard for as long as that lives
 
+# Where the coding agents keep their logins and their state, in the home; and the variable without which
+# one of them writes a file beside its folder.
+AGENTS = (
+    *(".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
+    *(".local/share/opencode", ".config/opencode", ".local/state/opencode"),
+)
+AGENT_VARIABLES = 'export CLAUDE_CONFIG_DIR="${CLAUDE_CONFIG_DIR-$HOME/.claude}"\n'
+
 # For every bash in the container, with __tazpod_secrets set before it.  The shell that `enter` opens
 # ties itself to the host side that opened it (see section 9); for one that is not bash, a bash with
 # TAZPOD_CLAIM does so.
@@ -1115,7 +1123,8 @@ class Config(NamedTuple):
     vault_binds: tuple[str, ...] = (".aws",)
     sync_interval: int = 300
     push_on_exit: bool = True
-    identity: tuple[str, ...] = (".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode")
+    vault_agents: bool = False
+    identity: tuple[str, ...] = AGENTS
     ssh_agent: bool = False
     engine: str = "auto"
     program: str = "docker"  # what drives the engine, as `chosen_engine` has it
@@ -1141,11 +1150,12 @@ class Config(NamedTuple):
     @property
     def binds(self) -> tuple[str, ...]:
         """The folders of the home that the open vault holds; tokens lie in .aws, so it is always one."""
-        return outermost((".aws", *self.vault_binds))
+        agents = AGENTS if self.vault_agents else ()
+        return outermost((".aws", *self.vault_binds, *agents))
 
     @property
     def links(self) -> tuple[str, ...]:
-        """The folders of the home that are linked into the envelope: `identity`, less the vault's."""
+        """What of the home is linked into the envelope: `identity`, less what the vault holds."""
 
         def within(name: str, other: str) -> bool:
             return f"{name}/".startswith(f"{other}/")
@@ -1190,6 +1200,7 @@ KEYS: dict[str, Key] = {
     "sync.interval": Key("sync_interval", int, most=86400),
     "sync.push_on_exit": Key("push_on_exit", bool),
     "vault.binds": Key("vault_binds", list, IN_HOME),
+    "vault.agents": Key("vault_agents", bool),
     "identity": Key("identity", list, IN_HOME),
     "features.ssh_agent": Key("ssh_agent", bool),
     "engine": Key("engine", str, ENGINE),
@@ -1974,6 +1985,8 @@ def remember_project(project: Path) -> None:
 # are approved from the start, everything else by `tazpod trust` or on being asked.  The approval lies
 # outside the project (see `project_state`), and what is compared is what is used: the file is read once.
 
+# Defaults of earlier versions: whoever approved one has approved what is the default now.
+FORMER_DEFAULTS = {"identity": [".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"]}
 # These change nothing but how much an open vault may hold, and when it is saved.
 NEEDS_NO_APPROVAL = ("vault.size", "vault.autolock", "sync.interval", "sync.push_on_exit")
 
@@ -2058,6 +2071,8 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
     for name, value in settings_of(config).items():
         old = approved.get(name, defaults[name])
         if value == old or name in NEEDS_NO_APPROVAL:
+            continue
+        if value == defaults[name] and old == FORMER_DEFAULTS.get(name):
             continue
         new = getattr(config, KEYS[name].field)
         if name == "env":
@@ -3309,7 +3324,7 @@ def pod_archive(config: Config) -> bytes:
     place = ""
     if config.ghost_mode:
         place = config.secrets
-    hook = f"__tazpod_secrets={place}\n{BASH_HOOK}"
+    hook = f"__tazpod_secrets={place}\n{AGENT_VARIABLES}{BASH_HOOK}"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(Path(__file__).resolve(), f"{POD_TOOL[1:]}/tazpod.py", filter=clean)
@@ -3355,7 +3370,7 @@ def copy_tool(config: Config) -> None:
 
 def set_up_argv(config: Config) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
-    made = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.vault_binds}
+    made = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.binds}
     words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, json.dumps(made), *config.links]
     return [config.program, "exec", "-u", "0", config.container_name, *words]
 
@@ -3407,9 +3422,8 @@ def remap_accounts(passwd: str, group: str, user: str, uid: int, gid: int) -> tu
 
 
 def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> None:
-    """As the operator: link folders of the home into the envelope, and take our links of `before` away.
-
-    What else is there stays as it is.
+    """As the operator: link files and folders of the home into the envelope, and take our links of `before`
+    away.  A file is what is one in the envelope.  What else is there in the home stays as it is.
     """
     envelope = Path(WORKSPACE, ENVELOPE)
     taken = []
@@ -3420,16 +3434,50 @@ def link_identity(home: Path, names: Sequence[str], before: Sequence[str]) -> No
         if name not in names:
             if ours:
                 remove_file(place)
-        elif not make_folders(envelope, name) and not target.is_dir():
-            warn(f"{target.relative_to(WORKSPACE)}: is not a folder, so ~/{name} is not linked to it")
+        elif place.is_file() and not place.is_symlink():
+            taken.append(name)
+        elif not (target.is_file() or make_folders(envelope, name) or target.is_dir()):
+            warn(f"{target.relative_to(WORKSPACE)}: is no file or folder, so ~/{name} is not linked to it")
         elif not ours:
             with contextlib.suppress(OSError):
+                if place.is_dir() and not place.is_symlink():
+                    remove_folder(place)  # an empty one, as the bridge to a vault leaves it
                 if make_folders(home, os.path.dirname(name)) and not os.path.lexists(place):
                     link_to(place, str(target))
                     continue
-            taken.append(f"~/{name}")
+            taken.append(name)
     if taken:
-        warn(f"{', '.join(taken)}: there already, on the container's disk; not linked into {ENVELOPE}/")
+        names_taken = ", ".join(f"~/{name}" for name in taken)
+        adopt_line = f"tazpod adopt {shlex.join(taken)}"
+        warn(f"{names_taken}: there already, on the container's disk; into {ENVELOPE}/ by: {adopt_line}")
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Move a file, or what lies in a folder, to another file system; nothing is overwritten, and what a
+    move that was cut off has left still lies in one of both.
+    """
+    if source.is_symlink() or not source.exists():
+        raise TazpodError(f"{source}: is no file or folder, so there is nothing to move")
+    there: list[str] = []
+    if target.is_dir():
+        there = os.listdir(target)
+    argv = ["mv", "-n", "-T", "--", str(source), str(target)]
+    twice = os.path.lexists(target)
+    if source.is_dir():
+        make_folder(target)
+        argv = ["find", str(source), "-mindepth", "1", "-maxdepth", "1"]
+        argv += ["-exec", "mv", "-n", "-t", str(target), "--", "{}", "+"]
+        twice = not {*there}.isdisjoint(os.listdir(source))
+    elif target.is_dir() and not there:
+        remove_folder(target)
+        twice = False
+    if twice:
+        raise TazpodError(f"{source} and {target} hold the same names", "move one of them away")
+    succeed(argv, f"{source} could not be moved to {target}")
+    if source.is_dir():
+        remove_folder(source)
+    elif source.exists() and not OPTIONS.dry_run:  # mv(1) passes over a name that came just now
+        raise TazpodError(f"{source} could not be moved to {target}", "somebody has just made that file")
 
 
 # What the set-up prints where a lock of the host's is not seen in the container, and what that means.
@@ -3549,7 +3597,8 @@ def as_made(config: Config) -> Config:
     return config._replace(
         user=made.get("user", config.user),
         ghost_mode=made.get("ghost_mode", config.ghost_mode),
-        vault_binds=tuple(made.get("vault_binds", config.vault_binds)),
+        vault_binds=tuple(made.get("vault_binds", config.binds)),
+        vault_agents=False,  # the line before has them
     )
 
 
@@ -7123,6 +7172,42 @@ def cmd_list(args: argparse.Namespace) -> int:
     return OK
 
 
+def name_in_home(path: str, home: Path) -> str:
+    """A path of the home, as it was typed, relative to it."""
+    name = os.path.relpath(home / path, home)
+    if not IN_HOME.fullmatch(name):
+        raise UsageError(f"{path}: is no file or folder of the home that can be moved")
+    return name
+
+
+def cmd_adopt(args: argparse.Namespace) -> int:
+    """move files or folders of the home to where they outlive the container"""
+    config = the_project()
+    if not in_pod():
+        names = [name_in_home(path, home_folder()) for path in args.paths]  # the shell has expanded ~/
+        config, _ = ensure_up(config)
+        return pod_command(config, ["adopt", *names])
+    home = Path(config.home)
+    for name in [name_in_home(path, home) for path in args.paths]:
+        place, kept = home / name, Path(WORKSPACE, ENVELOPE, name)
+        if name in config.binds:
+            if mounted_at(place) is None:
+                raise VaultError(
+                    f"~/{name}: is not shown by an open vault", "tazpod lock, then tazpod unlock"
+                )
+            move_into(kept, place)
+            progress(f"~/{name} is in the vault now, and no longer in {ENVELOPE}/")
+        elif name not in config.links:
+            raise UsageError(f"~/{name}: is not named in the config", f"add it to identity in {CONFIG_PATH}")
+        elif place.is_symlink() and os.readlink(place) == str(kept):
+            say(f"~/{name} is in {ENVELOPE}/ already")
+        else:
+            move_into(place, kept)
+            link_to(place, str(kept))
+            progress(f"~/{name} is in {ENVELOPE}/ now, and outlives the container")
+    return OK
+
+
 def cmd_up(args: argparse.Namespace) -> int:
     """make the container run; --recreate makes it anew"""
     config = the_project()
@@ -8670,6 +8755,7 @@ OVERWRITE = option("--force", action="store_true", help="replace theirs, which g
 REMOTE = option("--remote", action="store_true", help="of the storage, not of this machine")
 SHOW = option("--show", action="store_true", help="only show it")
 JSON = option("--json", action="store_true", help="print JSON, for programs")
+PATHS = option("paths", nargs="+", metavar="PATH", help="in the home of the container: .config/gh, say")
 COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
@@ -8690,6 +8776,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("up", cmd_up, (RECREATE, END_OTHERS), host_only=True),
         Word("down", cmd_down, (DISCARD, END_OTHERS), host_only=True),
         Word("build", cmd_build, host_only=True),
+        Word("adopt", cmd_adopt, (PATHS,)),
         Word("config", cmd_config),
         Word("trust", cmd_trust, (SHOW,), host_only=True),
         Word("list", cmd_list, (JSON,), host_only=True),

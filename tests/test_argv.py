@@ -229,6 +229,7 @@ SETUP = (
     *("python3", "/opt/tazpod/tazpod.py", "__internal_setup"),
     '{"user": "tazpod", "ghost_mode": true, "vault_binds": [".aws"]}',
     *(".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
+    *(".local/share/opencode", ".config/opencode", ".local/state/opencode"),
 )
 GUARD = ("docker", "exec", "-d", NAME, "/usr/local/bin/tazpod", "__internal_sync_daemon")
 LIST = ("docker", "container", "ls", "-aq", "--filter", "volume=/workspace")

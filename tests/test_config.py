@@ -54,7 +54,8 @@ def test_the_defaults_are_those_of_the_contract():
         "sync_interval": 300,
         "push_on_exit": True,
         "vault_binds": (".aws",),
-        "identity": (".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
+        "vault_agents": False,
+        "identity": tazpod.AGENTS,
         "ssh_agent": False,
         "engine": "auto",
         "program": "docker",
@@ -102,6 +103,7 @@ KEYS = [
     ("vault: {keep: 0}", "vault_keep", 0),
     ("vault: {retention: 7}", "vault_retention", 7),
     ("vault: {autolock: 30}", "vault_autolock", 30),
+    ("vault: {agents: true}", "vault_agents", True),
     ("vault: {binds: [.aws, .config/gh]}", "vault_binds", (".aws", ".config/gh")),
     ("vault: {binds: []}", "vault_binds", ()),
     ("identity: [.claude, my tool]", "identity", (".claude", "my tool")),
@@ -140,6 +142,8 @@ KEYS = [
 )
 def test_tokens_are_always_in_ram_and_no_bind_lies_in_another(names, binds):
     assert replace(DEFAULT, vault_binds=names).binds == binds
+    binds = tazpod.outermost((*binds, *tazpod.AGENTS))
+    assert replace(DEFAULT, vault_binds=names, vault_agents=True).binds == binds
 
 
 @pytest.mark.parametrize(

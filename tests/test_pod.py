@@ -87,7 +87,7 @@ def test_what_is_bound_into_the_vault_is_on_no_disk(pod: Place) -> None:
 
 def test_identity_is_linked_into_the_project_and_overwrites_nothing(pod: Place) -> None:
     envelope = pod.folder / ".tazpod"
-    names = [".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"]
+    names = [*tazpod.AGENTS]
     wanted = "".join(f"/workspace/.tazpod/{name}\n" for name in names)
     assert pod.reads(f"cd && readlink {' '.join(names)}") == wanted.strip()
     assert {(envelope / name).stat().st_mode & 0o777 for name in names} == {0o700}
@@ -378,3 +378,36 @@ def test_the_hook_runs_before_the_lock_with_the_vault_open(discard: tuple[str, .
         assert pod.is_shut()
     finally:
         pod.configure("hooks.pre_lock: ")
+
+
+def test_a_file_or_folder_that_is_there_is_moved_on_request_and_nothing_is_lost(pod: Place) -> None:
+    envelope = pod.folder / ".tazpod"
+    pod.reads("cd; echo login > .netrc; chmod 600 .netrc; mkdir -p .kept/deep; echo state > .kept/deep/state")
+    (envelope / ".rc").write_text("theirs\n")
+    pod.configure("identity: [.netrc, .kept, .rc]")
+    assert "~/.netrc, ~/.kept: there already, on the container's disk; into .tazpod/ by: tazpod adopt" in (
+        pod.ok("up")
+    )
+    assert not (envelope / ".netrc").exists() and pod.reads("cat ~/.rc") == "theirs"
+    (envelope / ".kept/deep").mkdir()
+    refused = pod.run("adopt", ".kept")
+    assert refused.returncode == 1 and "hold the same names" in refused.stderr
+    assert pod.reads("cat ~/.kept/deep/state") == "state"
+    (envelope / ".kept/deep").rmdir()
+    assert pod.ok("adopt", str(pod.home / ".netrc"), ".kept").count("outlives the container") == 2
+    assert (envelope / ".kept/deep/state").read_text() == "state\n"
+    assert (envelope / ".netrc").stat().st_mode & 0o777 == 0o600
+    assert pod.reads("cd; readlink .netrc .kept; cat .netrc") == (
+        "/workspace/.tazpod/.netrc\n/workspace/.tazpod/.kept\nlogin"
+    )
+    assert "is in .tazpod/ already" in pod.reads("tazpod adopt ~/.kept 2>&1")
+    for path, status, words in (
+        (".never", 2, "is not named in the config"),
+        (".aws", 1, "is not shown by an open vault"),
+        ("../x", 2, "is no file or folder of the home"),
+    ):
+        done = pod.run("adopt", path)
+        assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+    docker("exec", pod.name, "rm", "/home/tazpod/.netrc")
+    assert "warning" not in pod.ok("up", "--recreate")
+    assert pod.reads("cat ~/.netrc ~/.kept/deep/state ~/.rc") == "login\nstate\ntheirs"

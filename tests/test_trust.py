@@ -62,6 +62,13 @@ def test_a_new_key_needs_approval_without_being_named_anywhere():
     assert free == set(FREE)
 
 
+def test_the_default_of_an_earlier_version_is_as_good_as_the_present_one():
+    older = {**tazpod.settings_of(DEFAULT), "identity": tazpod.FORMER_DEFAULTS["identity"]}
+    assert names(DEFAULT, older) == []
+    assert names(DEFAULT, {**older, "identity": [".pi"]}) == ["identity"]
+    assert names(replace(DEFAULT, identity=(".pi",)), older) == ["identity"]
+
+
 def test_a_setting_that_an_older_tool_did_not_know_had_its_default():
     approved = tazpod.settings_of(DEFAULT)
     del approved["docker.args"]
@@ -128,7 +135,12 @@ def test_the_configs_that_version_0_5_0_kept_are_gone(project):
 
 READ_ONLY = {"status", "config", "list", "history", "doctor", "completion", "trust"}
 ENDS = {"lock", "save", "down"}
-TYPED = {"run": ["run", "true"], "restore": ["restore", "x"], "completion": ["completion", "bash"]}
+TYPED = {
+    "run": ["run", "true"],
+    "restore": ["restore", "x"],
+    "completion": ["completion", "bash"],
+    "adopt": ["adopt", ".x"],
+}
 
 
 @pytest.fixture
