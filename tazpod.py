@@ -7189,7 +7189,8 @@ def cmd_adopt(args: argparse.Namespace) -> int:
         return pod_command(config, ["adopt", *names])
     home = Path(config.home)
     for name in [name_in_home(path, home) for path in args.paths]:
-        place, kept = home / name, Path(WORKSPACE, ENVELOPE, name)
+        place = home / name
+        kept = Path(WORKSPACE, ENVELOPE, name)
         if name in config.binds:
             if mounted_at(place) is None:
                 raise VaultError(
