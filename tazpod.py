@@ -620,8 +620,11 @@ def read_passphrase(fd: int) -> bytes:
     return check_passphrase(data.removesuffix(b"\n"))
 
 
-def ask_passphrase(prompt: str = "Passphrase") -> bytes:
-    """Ask on the terminal without showing what is typed.  What was typed before the question is dropped."""
+def ask_passphrase(prompt: str = "Passphrase", *, or_none: bool = False) -> bytes:
+    """Ask on the terminal without showing what is typed.  What was typed before the question is dropped.
+
+    With `or_none` an empty answer is one.
+    """
     import getpass
 
     if not on_terminal():
@@ -629,21 +632,26 @@ def ask_passphrase(prompt: str = "Passphrase") -> bytes:
             "there is no terminal to ask for the passphrase on", "give it by a descriptor: --passphrase-fd N"
         )
     try:
-        return check_passphrase(os.fsencode(getpass.getpass(f"{prompt}: ")))
+        passphrase = os.fsencode(getpass.getpass(f"{prompt}: "))
     except EOFError:
         raise UsageError("no passphrase was given") from None
     except UnicodeError:
         raise UsageError("the passphrase is not valid text in this terminal") from None
+    if or_none and not passphrase:
+        return passphrase
+    return check_passphrase(passphrase)
 
 
 def ask_new_passphrase() -> bytes:
     """Ask for a new passphrase, twice.  An empty one is refused, and a short one is warned about."""
-    passphrase = ask_passphrase("New passphrase")
-    if len(passphrase) < SHORT_PASSPHRASE:
-        warn(f"that passphrase is short; {SHORT_PASSPHRASE} characters or more resist guessing")
-    if ask_passphrase("The same again") != passphrase:
-        raise UsageError("the two passphrases differ")
-    return passphrase
+    for _ in range(ATTEMPTS):
+        passphrase = ask_passphrase("New passphrase")
+        if len(passphrase) < SHORT_PASSPHRASE:
+            warn(f"that passphrase is short; {SHORT_PASSPHRASE} characters or more resist guessing")
+        if ask_passphrase("The same again") == passphrase:
+            return passphrase
+        say("the two passphrases differ")
+    raise UsageError("no passphrase was chosen")
 
 
 # ── 3. running programs ───────────────────────────────────────────────────────────────────
@@ -5712,11 +5720,11 @@ SHELL = "shell"
 LEAVE = "leave"
 
 
-def plan_entry(state: State) -> tuple[str, ...]:
-    """The steps of entering, in the order of docs/contract.md."""
+def plan_entry(state: State, no_vault: bool = False) -> tuple[str, ...]:
+    """The steps of entering, in the order of docs/contract.md; `no_vault` leaves the vault as it is."""
     if not state.ghost:
         return (SHELL,)
-    if state.open:
+    if state.open or no_vault:
         return (SHELL, LEAVE)
     if state.sealed:
         return (UNLOCK, SHELL, LEAVE)
@@ -6408,6 +6416,14 @@ def leave_vault(config: Config, session: Session, cut: bool) -> int:
         return run_foreground(argv, stdin=nothing.fileno(), own_session=True)
 
 
+def entry_step(config: Config, words: Sequence[str]) -> int:
+    """A word in the pod on the way in; Ctrl-C at what it asks ends all of it."""
+    code = pod_command(config, words)
+    if code == INTERRUPTED:
+        raise SystemExit(code)
+    return code
+
+
 def bootstrap(config: Config, session: Session) -> None:
     """No vault here: fetch it, each step its own exec, so that no stray key of one reaches the next.
 
@@ -6418,11 +6434,11 @@ def bootstrap(config: Config, session: Session) -> None:
     named = config.aws_named or config.aws_variables
     lost = missing_vault(host_vault(config))
     if named and confirm("There is no vault here. Log in and pull it from the storage?"):
-        if "AWS_ACCESS_KEY_ID" not in config.aws_variables and pod_command(config, ["login"]) != 0:
+        if "AWS_ACCESS_KEY_ID" not in config.aws_variables and entry_step(config, ["login"]) != 0:
             return
-        code = pod_command(config, ["pull", "vault"])
+        code = entry_step(config, ["pull", "vault"])
         if code == 0:
-            pod_command(config, unlock_words(session))
+            entry_step(config, unlock_words(session))
         if code != ABSENT or not confirm("The storage has no vault. Start a new, empty one?"):
             return
     elif lost:
@@ -6431,7 +6447,7 @@ def bootstrap(config: Config, session: Session) -> None:
             return
     elif not confirm("There is no vault yet. Start a new, empty one?"):
         return
-    pod_command(config, unlock_words(session))
+    entry_step(config, unlock_words(session))
 
 
 def tell_sync(config: Config, vault: Vault) -> None:
@@ -6449,7 +6465,7 @@ def tell_sync(config: Config, vault: Vault) -> None:
             warn(f"the sealed vault was not pushed since {base.get('time', 'the last sync')}")
 
 
-def enter(config: Config, folder: str = WORKSPACE) -> int:
+def enter(config: Config, folder: str = WORKSPACE, no_vault: bool = False) -> int:
     """The whole walk: container, vault, shell, save and lock; the shell's exit status."""
     config, container = ensure_up(config, tell=True)
     # Before the look: whoever locks just now counts this session, or it sees that the vault is locked.
@@ -6459,12 +6475,12 @@ def enter(config: Config, folder: str = WORKSPACE) -> int:
     cut = True
     left = True
     try:
-        steps = plan_entry(observe(config, container))
+        steps = plan_entry(observe(config, container), no_vault)
         left = LEAVE not in steps
         if config.ghost_mode:
             tell_sync(config, host_vault(config))
-        if UNLOCK in steps and confirm("The vault is locked. Unlock it?"):
-            pod_command(config, unlock_words(session))
+        if UNLOCK in steps and (on_terminal() or OPTIONS.yes):
+            entry_step(config, unlock_words(session))
         if BOOTSTRAP in steps:
             bootstrap(config, session)
         if steps == (SHELL, LEAVE):
@@ -6551,13 +6567,46 @@ def is_there(config: Config) -> bool:
     return capture([config.program, "exec", config.container_name, "true"]).code == 0
 
 
+def open_for_run(
+    config: Config, session: Session, state: State, passphrase: bytes | None, new: bool
+) -> int | None:
+    """Open a locked vault for a command, where it can be: the status of the unlock, None for none.
+
+    A person who declines is no failure.
+    """
+    if state.open:
+        ensure_guard(config)
+        return None
+    told = passphrase is not None or new
+    if not state.ghost or not (told or (state.sealed and on_terminal())):
+        return None
+    words = unlock_words(session)
+    if new:
+        words.append("--new")
+    return pod_command(config, words, passphrase, stdout=2)
+
+
+def must_be_open(config: Config, state: State) -> None:
+    """VaultError where a command has not got the vault that it requires."""
+    if state.open or OPTIONS.dry_run or (state.ghost and asked_if_open(config)):
+        return
+    hint = "tazpod unlock first; or --passphrase-fd N"
+    raise VaultError("the vault is locked, so the command was not run", hint)
+
+
 def run_inside(
-    config: Config, words: Sequence[str], folder: str, passphrase: bytes | None = None, new: bool = False
+    config: Config,
+    words: Sequence[str],
+    folder: str,
+    passphrase: bytes | None = None,
+    *,
+    new: bool = False,
+    require: bool = False,
 ) -> int:
     """A command in the pod, with the vault if it is open or may be opened; the command's exit status.
 
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
-    by `unlock` alone stays open.
+    by `unlock` alone stays open.  With `require` the command does not run without the vault.
     """
     config, container = ensure_up(config, tell=True)
     shared = config.ghost_mode and live_sessions(config.run_folder) > 0
@@ -6566,21 +6615,14 @@ def run_inside(
     cut = True
     try:
         state = observe(config, container)
-        told = passphrase is not None or new
-        if state.ghost and not state.open and (state.sealed or told):
-            if told or (on_terminal() and confirm("The vault is locked. Unlock it?")):
-                shared = True
-                unlocking = unlock_words(session)
-                if new:
-                    unlocking.append("--new")
-                code = pod_command(config, unlocking, passphrase, stdout=2)
-                if code != 0:
-                    cut = False
-                    return code
-            else:
-                say("the vault is locked, and the command runs without it")
-        if state.open:
-            ensure_guard(config)
+        unlocked = open_for_run(config, session, state, passphrase, new)
+        shared = shared or unlocked is not None
+        cut = False
+        if unlocked:
+            return unlocked
+        if require:
+            must_be_open(config, state)
+        cut = True
         if not shared:
             session.become(VISIT)
         code = run_claimed(config, session, words, folder)
@@ -7088,7 +7130,7 @@ def cmd_enter(args: argparse.Namespace) -> int:
             raise TazpodError(f"there is no TazPod project at or above {here()}", "tazpod init")
         init_project(project)
     config = the_project(project=project)
-    return enter(config, pod_folder(config))
+    return enter(config, pod_folder(config), args.no_vault)
 
 
 def given_passphrase(args: argparse.Namespace) -> bytes | None:
@@ -7116,7 +7158,10 @@ def cmd_run(args: argparse.Namespace) -> int:
     words = command_of(args)
     config = the_project()
     passphrase = given_passphrase(args)
-    return run_inside(config, words, pod_folder(config), passphrase, args.new)
+    if args.require_vault:
+        must_have_vault(config)
+    folder = pod_folder(config)
+    return run_inside(config, words, folder, passphrase, new=args.new, require=args.require_vault)
 
 
 def vault_shown(name: str, pod: Container) -> str:
@@ -7467,8 +7512,12 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     if fresh:
         agree_to_begin(config, vault, args)
         say("this starts a new, empty vault: choose its passphrase")
+    ask = way_to_ask(fresh, at_entry=bool(args.session))
     for left in reversed(range(1 if args.passphrase_fd is not None else ATTEMPTS)):
-        passphrase = passphrase_for(args, ask_new_passphrase if fresh else ask_passphrase)
+        passphrase = passphrase_for(args, ask)
+        if not passphrase and not OPTIONS.dry_run:
+            say("the vault stays locked")
+            return OK
         try:
             must_be_wanted(folder, args.session)
             tree = unlock(vault, passphrase, new=fresh)
@@ -7485,6 +7534,15 @@ def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
         raise
     progress(f"the vault is open at {vault.mount} ({amount(tree)})")
     return OK
+
+
+def way_to_ask(fresh: bool, at_entry: bool) -> Callable[[], bytes]:
+    """How to ask for the passphrase of an unlock: at entry an empty answer leaves the vault locked."""
+    if fresh:
+        return ask_new_passphrase
+    if at_entry:
+        return partial(ask_passphrase, "Passphrase (empty: stay locked)", or_none=True)
+    return ask_passphrase
 
 
 def must_be_wanted(folder: Path, session: str) -> None:
@@ -7784,12 +7842,25 @@ def cmd_login(args: argparse.Namespace, config: Config) -> int:
     return OK
 
 
+def must_know_passphrase(vault: Vault) -> None:
+    """Ask for the passphrase in force: whoever finds an open shell must not put another in its place."""
+    with vault_lock(vault):
+        current = session_passphrase(vault, sealed_digest(vault))
+    for _ in range(ATTEMPTS):
+        if ask_passphrase("Present passphrase") == current:
+            return
+        say("that is not the passphrase of this vault")
+    raise VaultError("the passphrase was not changed")
+
+
 @forwarded
 def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
     """give the vault another passphrase"""
     vault = pod_vault(config)
     if not is_open(vault):
         raise VaultError("the vault is locked", "tazpod unlock, then tazpod passwd")
+    if args.passphrase_fd is None and not OPTIONS.dry_run:
+        must_know_passphrase(vault)
     save(vault, passphrase=passphrase_for(args, ask_new_passphrase), agree=agree_to_upgrade)
     progress("the vault has a new passphrase; versions in the history keep the one they had")
     return OK
@@ -8744,6 +8815,8 @@ NEW = option("--new", action="store_true", help="start a new, empty vault where 
 DISCARD = option("--discard", action="store_true", help="give up what changed since the last save")
 END_OTHERS = option("--force", action="store_true", help="also end sessions that are open in it")
 RECREATE = option("--recreate", action="store_true", help="save and lock, remove it, and make it anew")
+NO_VAULT = option("--no-vault", action="store_true", help="leave the vault locked, and ask for nothing")
+REQUIRE_VAULT = option("--require-vault", action="store_true", help="fail where the vault stays locked")
 FORCE = option("--force", action="store_true", help="seal also when nothing changed")
 LEAVES = option("--leaving", default="", help=HIDDEN)
 FOR_SESSION = option("--session", default="", help=HIDDEN)
@@ -8765,8 +8838,8 @@ PERHAPS_VERSION = option(
 
 WORDS: dict[str, tuple[Word, ...]] = {
     "Every day": (
-        Word("enter", cmd_enter, host_only=True),
-        Word("run", cmd_run, (PASSPHRASE_FD, NEW, COMMAND_WORDS), host_only=True),
+        Word("enter", cmd_enter, (NO_VAULT,), host_only=True),
+        Word("run", cmd_run, (PASSPHRASE_FD, NEW, REQUIRE_VAULT, COMMAND_WORDS), host_only=True),
         Word("unlock", cmd_unlock, (PASSPHRASE_FD, NEW, FOR_SESSION)),
         Word("save", cmd_save, (FORCE,)),
         Word("lock", cmd_lock, (DISCARD, LEAVES)),
@@ -9019,9 +9092,9 @@ def split_line(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def whole_word(words: Sequence[str]) -> list[str]:
-    """Words in which a short name stands for what it is short for."""
-    if not words:
-        return ["enter"]
+    """Words in which a short name stands for what it is short for, and `enter` for none."""
+    if not words or words[0] in NO_VAULT[0]:
+        return ["enter", *words]
     return [*ALIASES.get(words[0], words[:1]), *words[1:]]
 
 

@@ -36,6 +36,7 @@ FULL_IMAGE = os.environ.get("TAZPOD_TEST_FULL_IMAGE", "tazpod-test:latest")
 PASSPHRASE = "correct horse battery staple"
 SECRET = "the-secret-of-the-template"
 SECRETS = "/home/tazpod/secrets"
+AT_ENTRY = r"Passphrase \(empty: stay locked\): "
 PATIENCE = 120.0  # seconds until a test gives up; how long things take is not judged
 
 UNREACHABLE = {"DOCKER_HOST": "unix:///nowhere.sock", "CONTAINER_HOST": "unix:///nowhere.sock"}
@@ -240,7 +241,7 @@ class Place:
         """A person in the shell, with the vault open."""
         terminal = self.terminal()
         if not self.is_open():
-            terminal.answers((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", PASSPHRASE))
+            terminal.answers((AT_ENTRY, PASSPHRASE))
             terminal.sees("the vault is open")
         assert terminal.sh("mountpoint ~/secrets") == f"{SECRETS} is a mountpoint"
         return terminal

@@ -830,13 +830,8 @@ def test_entering_an_open_vault_is_four_calls_and_gives_the_shells_status(words,
     assert sorted(path.name for path in (project / ".tazpod/run").iterdir()) == kept
 
 
-@pytest.mark.parametrize("sealed, question", [(True, "Unlock it?"), (False, "Start a new, empty one?")])
 @pytest.mark.parametrize("typed, agreed", [("y\n", True), ("Yes\n", True), ("\n", False), ("n\n", False)])
-def test_a_locked_vault_is_offered_and_no_still_opens_the_shell(
-    *, typed, agreed, sealed, question, script, project, installed
-):
-    if sealed:
-        (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
+def test_a_new_vault_is_offered_and_no_still_opens_the_shell(*, typed, agreed, script, project, installed):
     warm(script, project, opened=False)
     if agreed:
         script.call(pod("tazpod unlock --session <session>", terminal=True))
@@ -845,7 +840,34 @@ def test_a_locked_vault_is_offered_and_no_still_opens_the_shell(
     with terminal() as person:
         person.type(typed)
         assert script.play() == 0
-        assert f"{question} [y/N]" in person.shown()
+        assert "Start a new, empty one? [y/N]" in person.shown()
+
+
+@pytest.mark.parametrize("unlock, status", [(0, 3), (1, 3), (130, 130)])
+def test_the_passphrase_is_the_one_question_and_ctrl_c_there_ends_it(
+    *, unlock, status, script, project, installed
+):
+    (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
+    warm(script, project, opened=False)
+    script.call(pod("tazpod unlock --session <session>", terminal=True), code=unlock)
+    if unlock != 130:
+        script.call(SHELL_IT, code=3)
+    script.call(LEAVE)
+    with terminal():
+        if unlock != 130:
+            assert script.play() == status
+        else:
+            with pytest.raises(SystemExit, match="130"):
+                script.play()
+
+
+def test_no_vault_asks_for_nothing(script, project, installed):
+    (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
+    warm(script, project, opened=False)
+    script.call(SHELL_IT)
+    script.call(LEAVE)
+    with terminal():
+        assert script.play("--no-vault") == 0
 
 
 @pytest.mark.parametrize("head, terminal_for_lock", [(NATIVE, False), (bytes(16), True)], ids=["ours", "go"])
@@ -946,20 +968,15 @@ def test_run_in_a_vault_that_is_open_is_one_exec(words, script, project, install
     assert sorted(path.name for path in (project / ".tazpod/run").iterdir()) == ["guard.lock", "up.lock"]
 
 
-@pytest.mark.parametrize("typed, unlock, status", [("y\n", 0, 5), ("y\n", 1, 1), ("n\n", None, 5)])
-def test_run_opens_a_locked_vault_first_and_leaves_it_after(
-    *, typed, unlock, status, script, project, installed
-):
+@pytest.mark.parametrize("unlock, status", [(0, 5), (1, 1), (130, 130)])
+def test_run_opens_a_locked_vault_first_and_leaves_it_after(*, unlock, status, script, project, installed):
     (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)
     warm(script, project, opened=False)
-    if unlock is not None:
-        script.call(pod("tazpod unlock --session <session>", terminal=True), code=unlock)
+    script.call(pod("tazpod unlock --session <session>", terminal=True), code=unlock)
     if not unlock:
         script.call(run_in_pod("true", terminal=True), code=5)
-    if unlock is not None:
-        script.call(LEAVE)
-    with terminal() as person:
-        person.type(typed)
+    script.call(LEAVE)
+    with terminal():
         assert script.play("run", "true") == status
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import enginelib
 import pytest
-from enginelib import ENGINE, IMAGE, SECRETS, Place, docker, eventually
+from enginelib import AT_ENTRY, ENGINE, IMAGE, SECRETS, Place, docker, eventually
 
 import tazpod
 
@@ -205,7 +205,7 @@ class Walk:
         self.expect("interrupted")
 
         person = self.place.terminal()
-        person.answers((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", self.first))
+        person.answers((AT_ENTRY, self.first))
         person.shell()
         person.kill(signal.SIGKILL)
         eventually(self.place.is_shut, "the guard locks")

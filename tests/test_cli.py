@@ -655,6 +655,11 @@ NEW, AGAIN = "New passphrase: ", "The same again: "
             [(NEW, "long enough for all"), (AGAIN, "long enough for all")],
             "long enough for all",
         ),
+        (
+            "ask_new_passphrase",
+            [(NEW, "mistyped"), (AGAIN, "typed"), (NEW, "short"), (AGAIN, "short")],
+            "short",
+        ),
         ("ask_new_passphrase", [(NEW, "short"), ("resist guessing", None), (AGAIN, "short")], "short"),
     ],
 )
@@ -678,8 +683,8 @@ def test_a_passphrase_is_asked_for_without_echo(function, talk, result):
         ("ask_new_passphrase", [(NEW, "\n")], "the passphrase is empty"),
         (
             "ask_new_passphrase",
-            [(NEW, "one long passphrase\n"), (AGAIN, "another\n")],
-            "the two passphrases differ",
+            [(NEW, "one long passphrase\n"), (AGAIN, "another\n")] * 3,
+            "no passphrase was chosen",
         ),
         ("ask_new_passphrase", [(NEW, "one long passphrase\n"), (AGAIN, "\n")], "the passphrase is empty"),
     ],

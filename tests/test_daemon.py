@@ -13,7 +13,7 @@ from pathlib import Path
 import enginelib
 import pytest
 import s3lib
-from enginelib import Place, eventually
+from enginelib import AT_ENTRY, Place, eventually
 from s3lib import KEYS, LATEST, Cloud, md5
 
 import tazpod
@@ -148,7 +148,7 @@ def test_the_last_push_of_a_session_is_bounded_and_missed_at_the_next_entry(
     cloud.rules()
     again = place.terminal()
     again.sees(r"was not pushed since \d{4}-\d\d-\d\d")
-    again.answers((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", PASSPHRASE))
+    again.answers((AT_ENTRY, PASSPHRASE))
     again.sees("the vault is open")
     again.sh("echo two > ~/secrets/token")
     assert again.leaves() == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import enginelib
 import pytest
 from enginelib import (
+    AT_ENTRY,
     ENGINE,
     FULL_IMAGE,
     IMAGE,
@@ -40,8 +41,8 @@ NO_ROOT = [person for person in PEOPLE if person[1]][:1]
 
 START_HERE = r"Start one in .*\? \[y/N\] "
 START_VAULT = r"Start a new, empty one\? \[y/N\] "
-UNLOCK_IT = r"Unlock it\? \[y/N\] "
 ASK, ASK_NEW, ASK_AGAIN = "Passphrase: ", "New passphrase: ", "The same again: "
+ASK_OLD = "Present passphrase: "
 
 
 def nothing_plain(place: Place, *secrets: str) -> None:
@@ -74,7 +75,7 @@ def test_from_an_empty_folder_to_a_locked_vault_and_back(place: Place, default_i
     nothing_plain(place, PASSPHRASE)
 
     again = place.terminal()
-    again.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    again.answers((AT_ENTRY, PASSPHRASE))
     assert again.sh("cat ~/secrets/token") == SECRET
     assert again.leaves() == 0
     assert "nothing changed" in again.seen
@@ -91,10 +92,13 @@ def test_no_at_the_first_question_makes_nothing(place: Place) -> None:
 def test_no_to_the_vault_still_opens_the_shell(lab: Place) -> None:
     sealed = lab.sealed.read_bytes()
     person = lab.terminal()
-    person.answers((UNLOCK_IT, ""))
+    person.answers((AT_ENTRY, ""))
     assert person.sh("ls -A ~/secrets") == ""
     assert person.leaves(3) == 3
     assert lab.sealed.read_bytes() == sealed
+    person = lab.terminal("--no-vault")
+    assert person.leaves(3) == 3
+    assert "assphrase" not in person.seen
 
 
 def test_from_a_subdirectory_the_project_above_is_entered(lab: Place) -> None:
@@ -162,7 +166,7 @@ def test_ctrl_c_in_the_shell_reaches_the_program_in_it(lab: Place) -> None:
 def test_three_wrong_passphrases_still_open_the_shell(lab: Place) -> None:
     before = lab.on_disk()
     person = lab.terminal()
-    person.answers((UNLOCK_IT, "y"), (ASK, "wrong"), (ASK, "wrong again"), (ASK, "and again"))
+    person.answers(*((AT_ENTRY, word) for word in ("wrong", "wrong again", "and again")))
     person.sees("the sealed vault is untouched")
     assert person.sh("ls -A ~/secrets") == ""
     assert person.leaves() == 0
@@ -175,7 +179,8 @@ def test_two_passphrases_that_differ_start_no_vault(place: Place) -> None:
     place.init()
     person = place.terminal("unlock")
     person.answers((ASK_NEW, PASSPHRASE), (ASK_AGAIN, PASSPHRASE.upper()))
-    assert person.ends() == 2
+    person.answers(*((ASK_NEW, PASSPHRASE), (ASK_AGAIN, "x")) * 2)
+    assert person.ends() == 2 and person.seen.count("the two passphrases differ") == 3
     person = place.terminal("unlock")
     person.answers((ASK_NEW, ""))
     assert person.ends() == 2
@@ -189,12 +194,12 @@ def test_two_passphrases_that_differ_start_no_vault(place: Place) -> None:
 
 def test_ctrl_c_at_the_passphrase_then_unlock_again(lab: Place) -> None:
     before = lab.on_disk()
-    person = lab.terminal()
-    person.answers((UNLOCK_IT, "y"))
+    person = lab.terminal("--no-vault")
+    person.shell()
+    person.types("tazpod unlock")
     person.sees(ASK)
     person.ctrl_c()
     person.sees("interrupted")
-    person.shell()
     person.types("tazpod unlock")
     person.answers((ASK, PASSPHRASE))
     person.sees("the vault is open")
@@ -210,13 +215,14 @@ PROMPTS = {
     "start-vault": ("no vault", (), (), START_VAULT),
     "new-passphrase": ("no vault", ("unlock",), (), ASK_NEW),
     "again": ("no vault", ("unlock",), ((ASK_NEW, PASSPHRASE),), ASK_AGAIN),
-    "unlock-it": ("locked", (), (), UNLOCK_IT),
-    "at-entry": ("locked", (), ((UNLOCK_IT, "y"),), ASK),
+    "at-entry": ("locked", (), (), AT_ENTRY),
+    "run": ("locked", ("run", "true"), ((AT_ENTRY, "wrong"),), AT_ENTRY),
     "passphrase": ("locked", ("unlock",), (), ASK),
     "second-try": ("locked", ("unlock",), ((ASK, "wrong"),), ASK),
     "verify": ("locked", ("verify",), (), ASK),
     "restore": ("locked", ("restore", "vault-20200102T030405"), (), ASK),
-    "passwd": ("open", ("passwd",), ((ASK_NEW, "another one"),), ASK_AGAIN),
+    "passwd": ("open", ("passwd",), ((ASK_OLD, PASSPHRASE), (ASK_NEW, "another one")), ASK_AGAIN),
+    "passwd-old": ("open", ("passwd",), ((ASK_OLD, "wrong"),), ASK_OLD),
 }
 
 
@@ -244,10 +250,6 @@ def test_an_interrupted_prompt_changes_nothing(
         person.sees(question)
         if number == signal.SIGINT:
             person.ctrl_c()
-            if words == () and question == ASK:  # it ends the unlock; the shell opens all the same
-                person.sees("interrupted")
-                person.shell()
-                person.types("exit 130")
         elif number:
             person.kill(number)
         status = person.ends() if number else person.closes()
@@ -369,7 +371,7 @@ def test_a_container_restarted_while_open_is_not_taken_for_an_open_vault(lab: Pl
     assert lab.run("save").returncode == 1
     person = lab.terminal()
     person.sees(LOST)
-    person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    person.answers((AT_ENTRY, PASSPHRASE))
     assert person.sh("cat ~/secrets/kept") == SECRET
     assert person.leaves() == 0
     assert lab.on_disk() == before

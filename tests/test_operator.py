@@ -15,15 +15,13 @@ import enginelib
 import pytest
 import s3lib
 import test_status
-from enginelib import PASSPHRASE, SECRET, Place, Terminal, docker, eventually, unique
+from enginelib import AT_ENTRY, PASSPHRASE, SECRET, Place, Terminal, docker, eventually, unique
 
 import tazpod
 
 place, lab, template = enginelib.place, enginelib.lab, enginelib.template
 project_with_vault = enginelib.project_with_vault
 pytestmark = pytest.mark.engine
-
-UNLOCK_IT, ASK = r"Unlock it\? \[y/N\] ", "Passphrase: "
 
 
 def lines_of(place: Place, pattern: str) -> int:
@@ -101,7 +99,7 @@ def test_run_opens_a_locked_vault_and_locks_it_again_whatever_the_status(lab: Pl
     assert lab.is_shut()
 
     person = lab.terminal("run", "cat", "secrets/new", cwd=lab.folder)
-    person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    person.answers((AT_ENTRY, PASSPHRASE))
     assert person.ends() == 1  # ~ is not /workspace
     assert "nothing changed" in person.seen
     assert lab.is_shut()
@@ -111,7 +109,7 @@ def test_run_opens_a_locked_vault_and_locks_it_again_whatever_the_status(lab: Pl
     shell = ["sh", "-c", f'"$@" > {output}', "sh", *lab.argv, "run", "sh", "-c", "cat ~/secrets/new"]
     person = Terminal(shell, lab.folder, lab.env)
     lab.terminals.append(person)
-    person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+    person.answers((AT_ENTRY, PASSPHRASE))
     assert person.ends() == 0
     assert output.read_text() == "new\n"
     assert lab.is_shut()
@@ -122,12 +120,19 @@ def test_run_goes_on_without_the_vault_when_nobody_can_open_it_and_not_when_open
     lab: Place,
 ) -> None:
     done = lab.run("run", "ls", "-A", "/home/tazpod/secrets")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "tazpod: the vault is locked, and the command runs without it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = lab.run("run", "--require-vault", "echo", "never")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: the vault is locked, so the command was not run\nhint: tazpod unlock first" in done.stderr
+    done = lab.run("run", "--require-vault", "cat", f"{enginelib.SECRETS}/kept", passphrase=PASSPHRASE)
+    assert (done.returncode, done.stdout) == (0, f"{SECRET}\n")
     person = lab.terminal("run", "echo", "without")
-    person.answers((UNLOCK_IT, "n"))
+    person.answers((AT_ENTRY, ""))
     person.sees("without\r\n")
     assert person.ends() == 0
+    person = lab.terminal("run", "--require-vault", "echo", "never")
+    person.answers((AT_ENTRY, ""))
+    assert person.ends() == 1 and "the vault stays locked" in person.seen
     done = lab.run("run", "echo", "never", passphrase="wrong")
     assert (done.returncode, done.stdout) == (1, "")
     assert "wrong passphrase" in done.stderr
@@ -144,7 +149,7 @@ def test_a_dead_host_side_ends_the_command_and_locks_only_what_was_its_own(lab: 
     script = "echo new > ~/secrets/new; sleep 4321 & sleep 4321"
     person = lab.terminal("run", "sh", "-c", script)
     if how == "its own":
-        person.answers((UNLOCK_IT, "y"), (ASK, PASSPHRASE))
+        person.answers((AT_ENTRY, PASSPHRASE))
     eventually(lambda: lines_of(lab, "sleep 4321") == 2, "the command runs")
     person.kill(signal.SIGKILL)
     eventually(lambda: lines_of(lab, "sleep 4321") == 0, "the command is ended, with what it started")

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from enginelib import ENGINE, PASSPHRASE, Place, docker, eventually
+from enginelib import AT_ENTRY, ENGINE, PASSPHRASE, Place, docker, eventually
 
 import tazpod
 
 pytestmark = pytest.mark.engine
 
 CANARY = "canary-7be1d6c0a3f24598"
-UNLOCK = ((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", PASSPHRASE))
-STAY = ((r"Unlock it\? \[y/N\] ", "n"),)
+UNLOCK, STAY = ((AT_ENTRY, PASSPHRASE),), ((AT_ENTRY, ""),)
 
 
 @pytest.fixture(scope="module")
