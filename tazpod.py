@@ -7845,7 +7845,7 @@ def cmd_login(args: argparse.Namespace, config: Config) -> int:
 def must_know_passphrase(vault: Vault) -> None:
     """Ask for the passphrase in force: whoever finds an open shell must not put another in its place."""
     with vault_lock(vault):
-        current = session_passphrase(vault, sealed_digest(vault))
+        current = settled_passphrase(vault, sealed_digest(vault))
     for _ in range(ATTEMPTS):
         if ask_passphrase("Present passphrase") == current:
             return
