@@ -7844,7 +7844,7 @@ def cmd_login(args: argparse.Namespace, config: Config) -> int:
 
 def must_know_passphrase(vault: Vault) -> None:
     """Ask for the passphrase in force: whoever finds an open shell must not put another in its place."""
-    with vault_lock(vault):
+    with exclusive(vault):
         current = settled_passphrase(vault, sealed_digest(vault))
     for _ in range(ATTEMPTS):
         if ask_passphrase("Present passphrase") == current:
