@@ -58,6 +58,8 @@ class Life:
         place.run("--dry-run", "up", "--recreate", TAZPOD_ENGINE="podman", CONTAINER_HOST="elsewhere")
         place.ok("up")
         self.recorder.look()
+        place.reads("cd; umask 077; rm .pi .omp; mkdir .pi; touch .omp .pi/a", "tazpod")
+        place.ok("adopt", ".pi", ".omp")
         person = place.terminal("login")  # which asks for what the config does not tell
         person.sees("SSO")
         person.ctrl_c()
