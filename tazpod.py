@@ -901,8 +901,17 @@ def memory_file(data: bytes = b"") -> int:
     return fd
 
 
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """A descriptor that is closed at the end of what is done with it."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def read_back(fd: int) -> bytes:
-    """All that a memory file holds."""
+    """All that an open file holds, from its beginning."""
     os.lseek(fd, 0, os.SEEK_SET)
     with os.fdopen(os.dup(fd), "rb") as file:
         return file.read()
@@ -933,14 +942,10 @@ def digest_fd(fd: int) -> str:
 def secret_fd(secret: bytes) -> Iterator[int]:
     """The read end of a pipe that holds the secret, for a program that is told the descriptor's number."""
     read_end, write_end = os.pipe()
-    try:
-        try:
+    with closing(read_end):
+        with closing(write_end):
             os.write(write_end, secret)  # at most 4 KiB: a pipe takes it without a reader
-        finally:
-            os.close(write_end)
         yield read_end
-    finally:
-        os.close(read_end)
 
 
 def stream(stages: Sequence[Stage], source: int, sink: int) -> list[Result]:
@@ -1676,12 +1681,9 @@ def open_regular(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
     if sys.platform != "linux":  # a device that comes between the two calls is opened, but not used
         must_be_regular(os.stat(name, dir_fd=folder, follow_symlinks=False))
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
-    seen = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    try:
+    with closing(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)) as seen:
         must_be_regular(os.fstat(seen))
         return os.open(f"/proc/self/fd/{seen}", flags)
-    finally:
-        os.close(seen)
 
 
 def must_be_regular(info: os.stat_result) -> None:
@@ -1712,6 +1714,17 @@ def read_shared(path: Path, owners: Collection[int] = ()) -> bytes:
         data = file.read(SHARED_LIMIT + 1)
     if len(data) > SHARED_LIMIT:
         raise OSError(errno.EFBIG, "is too large for what it is", str(path))
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What such a file says in JSON; nothing when it cannot be read, or is no mapping."""
+    try:
+        data = json.loads(read_shared(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(data, dict):
+        return {}
     return data
 
 
@@ -1801,11 +1814,8 @@ def write_in_place(path: Path, data: bytes) -> None:
     """Write over the beginning of a file, which needs no room on a disk that is full."""
     if would(f"write {path}"):
         return
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+    with closing(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as fd:
         os.pwrite(fd, data, 0)
-    finally:
-        os.close(fd)
 
 
 def rename_file(path: Path, name: str) -> Path:
@@ -1880,13 +1890,9 @@ def tell_work(path: Path, work: bytes) -> None:
     """Tell whoever waits for a lock that we hold what takes so long."""
     if OPTIONS.dry_run:
         return
-    with contextlib.suppress(OSError):
-        fd = open_shared(path, os.O_RDWR)
-        try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, work, 0)
-        finally:
-            os.close(fd)
+    with contextlib.suppress(OSError), closing(open_shared(path, os.O_RDWR)) as fd:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, work, 0)
 
 
 @contextlib.contextmanager
@@ -1941,13 +1947,12 @@ def is_alive(path: Path) -> bool:
         fd = open_shared(path)
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once do not see each other
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
+    with closing(fd):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once do not see each other
+        except OSError:
+            return True
+    return False
 
 
 def projects_file() -> Path:
@@ -3580,13 +3585,10 @@ def hook_programs(user: str) -> None:
 
 def sees_locks() -> bool:
     """In a container that is set up: whether the lock that the host holds meanwhile is one here too."""
-    with contextlib.suppress(OSError):
-        fd = open_shared(Path(WORKSPACE, ENVELOPE, "run", UP_LOCK))
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        finally:
-            os.close(fd)
+    place = Path(WORKSPACE, ENVELOPE, "run", UP_LOCK)
+    with contextlib.suppress(OSError), closing(open_shared(place)) as fd:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
     return True
 
 
@@ -3793,7 +3795,7 @@ def mount_ram(place: Path, size: str) -> int:
         )
     if not extra and len(Path("/proc/swaps").read_text().splitlines()) > 1:
         warn(f"{noswap_refused()}: an open vault may be written to swap; turn swap off, or encrypt it")
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(place, _FOLDER)
     if OPTIONS.dry_run:
         return fd
     mount = mounted_at(place)
@@ -3943,13 +3945,10 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
 def refuse_what_is_left(place: Path, device: int) -> None:
     """VaultError when a vault that was emptied still holds something: a file that was deleted, and that a
     process has open into which nobody may look."""
-    folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(place, _FOLDER)) as folder:
         if os.fstat(folder).st_dev != device:
             return  # an umount that outlived its tazpod was faster: this is the disk
         room = os.statvfs(folder)
-    finally:
-        os.close(folder)
     left = (room.f_blocks - room.f_bfree) * room.f_frsize
     if left and not OPTIONS.dry_run:
         raise VaultError(
@@ -4098,13 +4097,10 @@ def empty_file(path: Path, device: int, flags: int = 0) -> bool:
 
 def make_changeable(path: str) -> None:
     """Take the attributes `immutable` and `append only` from a file (ioctl_iflags(2))."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         flags = int.from_bytes(fcntl.ioctl(fd, _GET_FLAGS, bytes(8)), sys.byteorder)
         if flags & _FIXED:
             fcntl.ioctl(fd, _SET_FLAGS, (flags & ~_FIXED).to_bytes(8, sys.byteorder))
-    finally:
-        os.close(fd)
 
 
 def ask_root(device: int, place: Path) -> dict[str, Any]:
@@ -4219,11 +4215,14 @@ def is_native(start: bytes) -> bool:
 
 def sealed_head(path: Path) -> bytes:
     """The first bytes of a sealed file, which tell its format; a fifo there must not block us."""
-    fd = open_sealed_file(path)
-    try:
+    with closing(open_sealed_file(path)) as fd:
         return os.pread(fd, 16, 0)
-    finally:
-        os.close(fd)
+
+
+def digest_of_sealed(path: Path) -> str:
+    """The digest of a sealed file."""
+    with closing(open_sealed_file(path)) as fd:
+        return digest_fd(fd)
 
 
 def format_name(start: bytes) -> str:
@@ -4425,9 +4424,7 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
     os.lseek(sealed, 0, os.SEEK_SET)
     if start and not is_native(start):
         return _unseal_go(sealed, passphrase, consumer, pass_fds)
-    output = memory_file()
-    status_fd = memory_file()
-    try:
+    with closing(memory_file()) as output, closing(memory_file()) as status_fd:
         with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             decrypt = Stage(decrypt_argv(homedir, fd, status_fd), (fd, status_fd))
             stages = [decrypt, Stage([*consumer, "--file=-"], pass_fds)]
@@ -4442,9 +4439,6 @@ def unseal(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tu
         if not OPTIONS.dry_run and not gpg_accepts(status):
             raise VaultError("the sealed file is damaged: its integrity check failed")
         return read_back(output)
-    finally:
-        os.close(output)
-        os.close(status_fd)
 
 
 def check_tar(stages: Sequence[Stage], results: Sequence[Result]) -> None:
@@ -4457,16 +4451,11 @@ def check_tar(stages: Sequence[Stage], results: Sequence[Result]) -> None:
 
 
 def _unseal_go(sealed: int, passphrase: bytes, consumer: Sequence[str], pass_fds: tuple[int, ...]) -> bytes:
-    with os.fdopen(os.dup(sealed), "rb") as file:
-        archive = memory_file(open_go_vault(file.read(), passphrase))
-    output = memory_file()
-    try:
+    archive = memory_file(open_go_vault(read_back(sealed), passphrase))
+    with closing(archive), closing(memory_file()) as output:
         stages = [Stage([*consumer, "--gzip", "--file=-"], pass_fds)]
         check_tar(stages, stream(stages, archive, output))
         return read_back(output)
-    finally:
-        os.close(archive)
-        os.close(output)
 
 
 # -- the open tree
@@ -4557,11 +4546,8 @@ class Walk:
         self.files += 1
         self.size += info.st_size
         self.largest = max(self.largest, (info.st_size, os.fsdecode(name)))
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
+        with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
             content = digest_data(fd, info.st_size)
-        finally:
-            os.close(fd)
         if info.st_nlink > 1:
             content += self.first_name.setdefault(info.st_ino, name)
         return content
@@ -4591,13 +4577,7 @@ def read_state(root: Path) -> dict[str, str]:
 
     While a save replaces the sealed file, `next_tree` and `next_sealed` are those that come into force by it.
     """
-    try:
-        data = json.loads((root / STATE_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(data, dict):
-        return {}
-    return {str(key): str(value) for key, value in data.items()}
+    return {str(key): str(value) for key, value in read_json(root / STATE_FILE).items()}
 
 
 def write_state(root: Path, state: Mapping[str, str]) -> None:
@@ -4672,8 +4652,7 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
         destroy_transit(vault)
         try:
             must_be_empty(vault.mount)
-            ram = mount_tmpfs(vault)
-            try:
+            with closing(mount_tmpfs(vault)) as ram:
                 tree = unseal_present(vault, passphrase, ram)
                 with writable_or_not():
                     write_whole(vault.marker, b"")
@@ -4681,8 +4660,6 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
                 move_mount(vault.transit, vault.mount)
                 if _device_of(vault.mount) != os.fstat(ram).st_dev:
                     raise VaultError(f"{vault.mount}: another mount came between", "try again")
-            finally:
-                os.close(ram)
         except BaseException:
             with uninterrupted():
                 destroy_vault(vault)
@@ -4694,11 +4671,8 @@ def unseal_present(vault: Vault, passphrase: bytes, ram: int) -> Tree:
     """Unpack the sealed file; where there is none, an empty vault begins."""
     if not has_sealed(vault):
         return unpack(vault, None, passphrase, ram)[0]
-    sealed = open_sealed_file(vault.sealed)
-    try:
+    with closing(open_sealed_file(vault.sealed)) as sealed:
         return unpack(vault, sealed, passphrase, ram)[0]
-    finally:
-        os.close(sealed)
 
 
 def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tuple[Tree, int]:
@@ -4764,11 +4738,8 @@ def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
     """
     destroy_transit(vault)
     try:
-        ram = mount_tmpfs(vault)
-        try:
+        with closing(mount_tmpfs(vault)) as ram:
             return unpack(vault, sealed, passphrase, ram)[1]
-        finally:
-            os.close(ram)
     finally:
         with uninterrupted():
             destroy_transit(vault)
@@ -4815,17 +4786,12 @@ def bind_into_home(vault: Vault) -> None:
 
 def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
     """Pack a tree and seal it into a descriptor (tar(1), pax(5), gpg(1))."""
-    names = memory_file(tar_names(tree))
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    try:
+    with closing(memory_file(tar_names(tree))) as names, closing(memory_file()) as nothing:
         with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             stages = [Stage(pack_argv(root, names), (names,)), Stage(encrypt_argv(homedir, fd), (fd,))]
             failure = first_failure(stages, stream(stages, nothing, target))
         if failure:
             raise VaultError(f"the vault could not be sealed: {failure}")
-    finally:
-        os.close(names)
-        os.close(nothing)
 
 
 def prove_equal(tree: Tree, root: Path, passphrase: bytes, sealed: int) -> None:
@@ -4922,14 +4888,7 @@ def is_sealed(vault: Vault, tree: Tree, state: Mapping[str, str], on_disk: str) 
         return False
     if on_disk == state.get("sealed"):
         return True
-    for version in versions(vault):
-        fd = open_sealed_file(version)
-        try:
-            if digest_fd(fd) == state.get("sealed"):
-                return True
-        finally:
-            os.close(fd)
-    return False
+    return any(digest_of_sealed(version) == state.get("sealed") for version in versions(vault))
 
 
 def must_fit(vault: Vault, tree: Tree) -> None:
@@ -4973,11 +4932,8 @@ def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree
 
 def sync_folder(folder: Path) -> None:
     """fsync(2) of a folder, so that a rename in it survives a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with closing(os.open(folder, _FOLDER)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def utc(moment: float) -> str:
@@ -4996,11 +4952,7 @@ def sealed_digest(vault: Vault) -> str:
         info = os.lstat(vault.sealed)
         if stat.S_ISREG(info.st_mode) and info.st_size == 0:
             return ""
-        fd = open_sealed_file(vault.sealed)
-        try:
-            return digest_fd(fd)
-        finally:
-            os.close(fd)
+        return digest_of_sealed(vault.sealed)
     return ""
 
 
@@ -5081,12 +5033,8 @@ def prune_history(vault: Vault) -> None:
 
 def verify(vault: Vault, path: Path, passphrase: bytes) -> int:
     """Prove that a sealed file opens; the number of its entries."""
-    with exclusive(vault):
-        fd = open_sealed_file(path)
-        try:
-            return prove_opens(vault, fd, passphrase)
-        finally:
-            os.close(fd)
+    with exclusive(vault), closing(open_sealed_file(path)) as fd:
+        return prove_opens(vault, fd, passphrase)
 
 
 def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
@@ -5094,14 +5042,9 @@ def restore(vault: Vault, version: Path, passphrase: bytes) -> None:
     with exclusive(vault):
         if is_open(vault):
             raise VaultError("the vault is open", "tazpod lock, then restore")
-        fd = open_sealed_file(version)
-        try:
+        with closing(open_sealed_file(version)) as fd:
             prove_opens(vault, fd, passphrase)
-            os.lseek(fd, 0, os.SEEK_SET)
-            with os.fdopen(os.dup(fd), "rb") as file:
-                data = file.read()
-        finally:
-            os.close(fd)
+            data = read_back(fd)
         keep_version(vault)
         write_whole(vault.sealed, data)
         sync_folder(vault.folder)
@@ -5499,13 +5442,10 @@ def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | 
     if OPTIONS.dry_run:
         return head(storage, key)
     remote = parse_remote(answer)
-    fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
+    with closing(os.open(target, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
         digest = digest_fd(fd)
         size = os.fstat(fd).st_size
         os.fsync(fd)
-    finally:
-        os.close(fd)
     if size == 0 or size != remote.size or remote.digest not in ("", digest):
         raise StorageError(f"storage {storage.bucket}: {key} came damaged", "try again")
     return remote._replace(digest=digest)
@@ -5750,14 +5690,11 @@ def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
     all is read of one process, however fast its number is given to another.
     """
     with contextlib.suppress(OSError, ValueError):
-        folder = os.open(f"{proc}/{container.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            texts = []
+        texts = []
+        with closing(os.open(f"{proc}/{container.pid}", _FOLDER)) as folder:
             for name in ("cgroup", "mountinfo"):
                 with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
                     texts.append(os.fsdecode(file.read()))
-        finally:
-            os.close(folder)
         groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
         podman = f"libpod-{container.id}"
         if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
@@ -6091,12 +6028,7 @@ def read_base(vault: Vault) -> dict[str, str]:
 
     A container can write this file: when anything in it has another form, nothing of it is believed.
     """
-    try:
-        data = json.loads(read_shared(vault.folder / "remote.json"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(data, dict):
-        return {}
+    data = read_json(vault.folder / "remote.json")
     for name, value in data.items():
         form = BASE_FORMS.get(name)
         if form is None or not isinstance(value, str) or not form.fullmatch(value):
@@ -6159,14 +6091,7 @@ def is_older(vault: Vault, base: Mapping[str, str], remote: Remote) -> bool:
         return False
     if remote.digest in base.get("past", "").split():
         return True
-    for path in versions(vault):
-        fd = open_sealed_file(path)
-        try:
-            if digest_fd(fd) == remote.digest:
-                return True
-        finally:
-            os.close(fd)
-    return False
+    return any(digest_of_sealed(path) == remote.digest for path in versions(vault))
 
 
 def conflict(text: str) -> StorageError:
@@ -6870,13 +6795,7 @@ class Watch:
 
 def guard_notes() -> dict[str, Any]:
     """When the guard last did its work, and when and why it last did not."""
-    try:
-        notes = json.loads(read_shared(Path(GUARD_NOTES)))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(notes, dict):
-        return {}
-    return notes
+    return read_json(Path(GUARD_NOTES))
 
 
 def note_guard(**facts: object) -> None:
@@ -8151,10 +8070,9 @@ def login_expiry(vault: Vault) -> int | None:
     """When the login that the AWS CLI keeps expires; None when it keeps none."""
     moments = []
     for path in (vault.home / ".aws/sso/cache").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            kept = json.loads(read_shared(path))
-            if isinstance(kept, dict) and "accessToken" in kept:  # not the registration of a client
-                moments.append(epoch(str(kept.get("expiresAt"))) or 0)
+        kept = read_json(path)
+        if "accessToken" in kept:  # not the registration of a client
+            moments.append(epoch(str(kept.get("expiresAt"))) or 0)
     return max(moments, default=None)
 
 
