@@ -95,6 +95,7 @@ INTERRUPTED = 130
 ENVELOPE = ".tazpod"
 DEFAULT_IMAGE = "tazzo/tazpod-ai:latest"
 DEFAULT_USER = "tazpod"
+DEFAULT_PREFIX = "tazpod/vault"  # of what the storage holds
 DEFAULT_SHELL = "/bin/bash"
 CONFIG_PATH = ".tazpod/config.yaml"
 DOCKERFILE_PATH = ".tazpod/Dockerfile.ai"
@@ -166,6 +167,7 @@ vault:
 
 # aws_sso:                              # the storage; naming it makes a fresh host offer to pull
 #   bucket: tazlab-storage
+#   prefix: {prefix}
 #   region: eu-central-1
 #   profile: tazlab-bootstrap
 #   start_url, account_id, role_name    # enough to log in without more questions
@@ -1095,6 +1097,7 @@ MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
 # What aws is told.  It reads a file where a word begins with file://, so no such word comes from here.
 AWS_PROFILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}|")
 AWS_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+AWS_PREFIX = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]")
 AWS_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 AWS_ACCOUNT = re.compile(r"[0-9]{12}|")
 AWS_ROLE = re.compile(r"(?!-)[A-Za-z0-9_+=,.@-]{0,64}")
@@ -1121,6 +1124,7 @@ class Config(NamedTuple):
     debug: bool = False
     aws_profile: str = "tazlab-bootstrap"
     aws_bucket: str = "tazlab-storage"
+    aws_prefix: str = DEFAULT_PREFIX
     aws_region: str = "eu-central-1"
     aws_endpoint: str = ""
     aws_named: bool = False  # config.yaml says something of the storage
@@ -1201,6 +1205,7 @@ KEYS: dict[str, Key] = {
     "features.debug": Key("debug", bool),
     "aws_sso.profile": Key("aws_profile", str, AWS_PROFILE),
     "aws_sso.bucket": Key("aws_bucket", str, AWS_BUCKET),
+    "aws_sso.prefix": Key("aws_prefix", str, AWS_PREFIX),
     "aws_sso.region": Key("aws_region", str, AWS_REGION),
     "aws_sso.endpoint_url": Key("aws_endpoint", str, WEB_ADDRESS),
     "aws_sso.start_url": Key("aws_start_url", str, WEB_ADDRESS),
@@ -1980,6 +1985,13 @@ def free_name(project: Path) -> str:
         if name not in taken:
             break
     return name
+
+
+def free_prefix(project: Path, container_name: str) -> str:
+    """Where in the storage a new project may put its vault: a further one of this host beside the first."""
+    if not other_projects(project):
+        return DEFAULT_PREFIX
+    return f"tazpod/{container_name.removesuffix('-lab')}"
 
 
 def remember_project(project: Path) -> None:
@@ -5096,9 +5108,7 @@ def destroy_vault(vault: Vault) -> list[str]:
 # `aws s3api`, in the pod.  A push says which version it replaces (If-Match, RFC 9110 section
 # 13.1), so two machines never overwrite each other.
 
-LATEST_KEY = "tazpod/vault/vault.tar.aes"
 KEYS_PROFILE = "tazpod-vault-keys"  # the name under which aws sees the keys of an open vault
-HISTORY_PREFIX = "tazpod/vault/history/"
 CALL_LIMIT = 90.0  # seconds for one call of aws, its own retries included
 READ_LIMIT = 20.0  # seconds of silence before aws gives up, and tries again
 TRANSFER_LIMIT = 900.0  # for one that carries the vault, over a slow line
@@ -5159,6 +5169,7 @@ class Remote(NamedTuple):
     digest: str
     push: str
     modified: str
+    project: str = ""  # whose vault it is, as far as it says so
 
 
 class Storage(NamedTuple):
@@ -5171,6 +5182,18 @@ class Storage(NamedTuple):
     key_id: str = ""
     secret_key: str = ""
     limit: float = 0.0  # seconds for a call, when it is to be less than usual
+    prefix: str = DEFAULT_PREFIX
+    project: str = ""  # of what is put there
+
+    @property
+    def latest(self) -> str:
+        """The key of the newest vault."""
+        return f"{self.prefix}/{SEALED_NAME}"
+
+    @property
+    def history(self) -> str:
+        """What the keys of the versions begin with."""
+        return f"{self.prefix}/history/"
 
 
 # -- how aws is called
@@ -5414,13 +5437,16 @@ def parse_remote(answer: Mapping[str, Any]) -> Remote:
     push_id = str(metadata.get("tazpod-push", ""))
     if not PUSH_ID.fullmatch(push_id):
         push_id = ""
-    return Remote(etag, size, digest, push_id, modified)
+    project = str(metadata.get("tazpod-project", ""))
+    if not CONTAINER_NAME.fullmatch(project[:200]):
+        project = ""
+    return Remote(etag, size, digest, push_id, modified, project[:200])
 
 
-def head(storage: Storage, key: str = LATEST_KEY) -> Remote | None:
-    """The object at a key; None only when the storage says so."""
+def head(storage: Storage) -> Remote | None:
+    """The newest vault in the storage; None only when the storage says so."""
     try:
-        answer = s3(storage, "head-object", "--key", key)
+        answer = s3(storage, "head-object", "--key", storage.latest)
     except StorageError as error:
         if error.code in ABSENT_CODES:
             return None
@@ -5430,7 +5456,7 @@ def head(storage: Storage, key: str = LATEST_KEY) -> Remote | None:
     return parse_remote(answer)
 
 
-def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | None:
+def download(storage: Storage, target: Path, key: str) -> Remote | None:
     """Fetch the object at a key into a new file, and check that all of it came; None as `head`."""
     try:
         answer = s3(storage, "get-object", "--key", key, str(target))
@@ -5440,7 +5466,7 @@ def download(storage: Storage, target: Path, key: str = LATEST_KEY) -> Remote | 
             return None
         raise
     if OPTIONS.dry_run:
-        return head(storage, key)
+        return head(storage)
     remote = parse_remote(answer)
     with closing(os.open(target, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
         digest = digest_fd(fd)
@@ -5456,10 +5482,14 @@ def too_old(error: StorageError) -> bool:
     return error.code == UNKNOWN_OPTIONS
 
 
-def put_words(path: object, digest: str, base: Remote | None, push_id: str) -> tuple[str, ...]:
+def put_words(
+    storage: Storage, path: object, digest: str, base: Remote | None, push_id: str
+) -> tuple[str, ...]:
     """What put-object is told: what goes there, and, last, which version it replaces."""
     metadata = f"content-sha256={digest},tazpod-push={push_id}"
-    words = ("--key", LATEST_KEY, "--body", str(path), "--metadata", metadata)
+    if storage.project:
+        metadata += f",tazpod-project={storage.project}"
+    words = ("--key", storage.latest, "--body", str(path), "--metadata", metadata)
     if base:
         return (*words, "--if-match", base.etag)
     return (*words, "--if-none-match", "*")
@@ -5478,7 +5508,7 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
     Read back before it is believed.  A retry of aws's own after a lost answer looks like a
     conflict, so the object is looked at for the id of this push before it is called one.
     """
-    *words, condition, value = put_words(path, digest, base, push_id)
+    *words, condition, value = put_words(storage, path, digest, base, push_id)
     try:
         s3(storage, "put-object", *words, condition, value)
     except StorageError as error:
@@ -5499,31 +5529,31 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
     return now
 
 
-def version_key(name: str) -> str:
+def version_key(storage: Storage, name: str) -> str:
     """The key in the storage of a version with this name; '' when no version can have it."""
     if not VERSION_NAME.fullmatch(name):
         return ""
-    return f"{HISTORY_PREFIX}{name}.tar.aes"
+    return f"{storage.history}{name}.tar.aes"
 
 
-def version_in(key: object) -> str:
+def version_in(storage: Storage, key: object) -> str:
     """The name of the version at a key of the storage; '' when it is none of ours."""
     if not isinstance(key, str):
         raise StorageError("the storage's answer makes no sense: Key")
-    name = key[len(HISTORY_PREFIX) : -len(".tar.aes")]
-    if version_key(name) != key:
+    name = key[len(storage.history) : -len(".tar.aes")]
+    if version_key(storage, name) != key:
         return ""
     return name
 
 
 def list_history(storage: Storage) -> dict[str, Remote]:
     """The versions in the storage by key, the oldest first; what else lies there is not ours."""
-    items = s3(storage, "list-objects-v2", "--prefix", f"{HISTORY_PREFIX}vault-").get("Contents") or []
+    items = s3(storage, "list-objects-v2", "--prefix", f"{storage.history}vault-").get("Contents") or []
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise StorageError("the storage's answer makes no sense: Contents")
     found = {}
     for item in items:
-        if version_in(item.get("Key")):
+        if version_in(storage, item.get("Key")):
             etag = answered(item, "ETag", ETAG)
             size = answered_size(item, "Size")
             modified = answered(item, "LastModified", MOMENT)
@@ -5533,31 +5563,32 @@ def list_history(storage: Storage) -> dict[str, Remote]:
 
 def version_order(key: str) -> tuple[str, int]:
     """What sorts the keys of versions by age, also those of one second."""
-    stem, _, number = version_in(key).partition("-")[2].partition("-")
+    name = os.path.basename(key)[: -len(".tar.aes")]
+    stem, _, number = name.partition("-")[2].partition("-")
     return stem, int(number or 1)
 
 
-def history_key(modified: str, etag: str, taken: Mapping[str, str]) -> str:
+def history_key(storage: Storage, modified: str, etag: str, taken: Mapping[str, str]) -> str:
     """Where a version belongs in the history: its time as YYYYMMDDTHHMMSS, told apart if taken."""
     digits = re.sub(r"\D", "", modified)[:14]
     stem = f"vault-{digits[:8]}T{digits[8:]}"
-    key = version_key(stem)
+    key = version_key(storage, stem)
     number = 1
     while taken.get(key, etag) != etag:
         number += 1
-        key = version_key(f"{stem}-{number}")
+        key = version_key(storage, f"{stem}-{number}")
     return key
 
 
 def version_for(storage: Storage, remote: Remote) -> tuple[str, dict[str, str]]:
     """The key in the history for the present object, and the etags of what is there."""
     taken = {key: version.etag for key, version in list_history(storage).items()}
-    return history_key(remote.modified, remote.etag, taken), taken
+    return history_key(storage, remote.modified, remote.etag, taken), taken
 
 
 def copy_words(storage: Storage, remote: Remote, key: str) -> tuple[str, ...]:
     """What copy-object is told to keep exactly the present object under another key."""
-    source = f"{storage.bucket}/{LATEST_KEY}"
+    source = f"{storage.bucket}/{storage.latest}"
     return ("--copy-source", source, "--copy-source-if-match", remote.etag, "--key", key)
 
 
@@ -5961,9 +5992,27 @@ def key_in_vault(vault: Vault, name: str) -> str:
     return ""
 
 
+def project_label(config: Config) -> str:
+    """Whose vault it is, for the storage: the container's name, which a clone of the project has as well.
+
+    Inside, where config.yaml names none, it is made from the folder's name outside.
+    """
+    name = config.container_name
+    if in_pod() and name == legal_name(Path(WORKSPACE).name):
+        name = legal_name(Path(os.environ["HOST_CWD"]).name)
+    return name
+
+
 def storage_of(config: Config, vault: Vault) -> Storage:
     """The storage, with credentials in the order of docs/contract.md."""
-    storage = Storage(config.aws_bucket, config.aws_region, config.aws_profile, config.aws_endpoint)
+    storage = Storage(
+        config.aws_bucket,
+        config.aws_region,
+        config.aws_profile,
+        config.aws_endpoint,
+        prefix=config.aws_prefix,
+        project=project_label(config),
+    )
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return storage._replace(profile="")
     key_id = key_in_vault(vault, "access_key_id")
@@ -5973,9 +6022,20 @@ def storage_of(config: Config, vault: Vault) -> Storage:
     return storage
 
 
+def named_storage(config: Config, vault: Vault) -> Storage:
+    """The storage, where config.yaml names one or this project was synced with it: no bucket by accident."""
+    if config.aws_named or base_of(vault, config):
+        return storage_of(config, vault)
+    raise UsageError(
+        "no storage is named", f"put the bucket's name into {CONFIG_PATH}: aws_sso: {{bucket: NAME}}"
+    )
+
+
 def uses_storage(config: Config, vault: Vault) -> bool:
-    """Whether this project has to do with the storage: synced before, or there are credentials."""
-    return bool(base_of(vault, config)) or has_credentials(storage_of(config, vault), vault)
+    """Whether this project has to do with the storage: synced before, or it is named and there is a login."""
+    if base_of(vault, config):
+        return True
+    return config.aws_named and has_credentials(storage_of(config, vault), vault)
 
 
 def has_credentials(storage: Storage, vault: Vault) -> bool:
@@ -6011,6 +6071,7 @@ def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -
 # What remote.json may hold, and in which form.
 BASE_FORMS = {
     "bucket": AWS_BUCKET,
+    "prefix": AWS_PREFIX,
     "etag": re.compile(rf"{ETAG.pattern}|"),
     "digest": re.compile(rf"{DIGEST.pattern}|"),
     "time": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} UTC"),
@@ -6038,13 +6099,17 @@ def read_base(vault: Vault) -> dict[str, str]:
 
 def write_base(vault: Vault, config: Config, **facts: str) -> None:
     """Remember what was last synced.  Losing it is harmless: the next push then asks."""
-    write_whole(vault.folder / "remote.json", json.dumps({"bucket": config.aws_bucket, **facts}).encode())
+    facts = {"bucket": config.aws_bucket, **facts}
+    if config.aws_prefix != DEFAULT_PREFIX:
+        facts["prefix"] = config.aws_prefix
+    write_whole(vault.folder / "remote.json", json.dumps(facts).encode())
 
 
 def base_of(vault: Vault, config: Config) -> dict[str, str]:
-    """What was last synced with the bucket of the config; nothing that another bucket said."""
+    """What was last synced with the bucket and prefix of the config; nothing that another said."""
     base = read_base(vault)
-    if base.get("bucket") != config.aws_bucket:
+    place = base.get("bucket"), base.get("prefix", DEFAULT_PREFIX)
+    if place != (config.aws_bucket, config.aws_prefix):
         return {}
     return base
 
@@ -6141,6 +6206,7 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             return False
         reason = ""
         if not force:
+            refuse_another_project(storage, base, present, "push")
             reason = why_not_replaced(vault, storage, base, present)
         if not reason:
             now = replace_remote(config, vault, snapshot, digest, present)
@@ -6150,6 +6216,21 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             reason = "another machine pushed at the same time"
         write_base(vault, config, **{**base, "conflict": digest})
         raise conflict(reason)
+
+
+def refuse_another_project(
+    storage: Storage, base: Mapping[str, str], remote: Remote | None, word: str
+) -> None:
+    """Raise where the storage holds the vault of another project, which this one was never synced with."""
+    if remote is None or remote.project in ("", storage.project) or remote.etag == base.get("etag"):
+        return
+    does = {"push": "replaces it, and keeps it in the history there", "pull": "takes it"}
+    place = f"{storage.bucket}/{storage.prefix}"
+    raise StorageError(
+        f"{place} holds the vault of {remote.project}, and this is {storage.project}",
+        f"a place of its own: aws_sso.prefix in {CONFIG_PATH}, for example "
+        f"tazpod/{storage.project.removesuffix('-lab')}; or tazpod {word} --force, which {does[word]}",
+    )
 
 
 def why_not_replaced(vault: Vault, storage: Storage, base: Mapping[str, str], present: Remote | None) -> str:
@@ -6197,9 +6278,11 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
     """
     storage = storage_of(config, vault)
     with syncing(vault) as incoming:
-        remote = download(storage, incoming)
+        remote = download(storage, incoming, storage.latest)
         if remote is None:
             return None
+        if not force:
+            refuse_another_project(storage, base_of(vault, config), remote, "pull")
         if not force and not keep_mine and sealed_digest(vault) != remote.digest:
             refuse_older(vault, config, remote)  # the vault is not locked: whoever is asked may not answer
         with exclusive(vault):
@@ -6356,9 +6439,8 @@ def bootstrap(config: Config, session: Session) -> None:
     at once where nothing in the project or its surroundings names a storage.  Where a sealed file
     was lost, `unlock` tells and asks.
     """
-    named = config.aws_named or config.aws_variables
     lost = missing_vault(host_vault(config))
-    if named and confirm("There is no vault here. Log in and pull it from the storage?"):
+    if config.aws_named and confirm("There is no vault here. Log in and pull it from the storage?"):
         if "AWS_ACCESS_KEY_ID" not in config.aws_variables and entry_step(config, ["login"]) != 0:
             return
         code = entry_step(config, ["pull", "vault"])
@@ -7008,7 +7090,7 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     image = image or DEFAULT_IMAGE
     name = name or free_name(project)
     written = []
-    text = CONFIG_TEMPLATE.format(image=image, name=name)
+    text = CONFIG_TEMPLATE.format(image=image, name=name, prefix=free_prefix(project, name))
     for path, content in (
         (project / CONFIG_PATH, text),
         (project / DOCKERFILE_PATH, DOCKERFILE),
@@ -7627,6 +7709,7 @@ def push_before_leaving(config: Config, vault: Vault) -> None:
 def cmd_push(args: argparse.Namespace, config: Config) -> int:
     """send the sealed vault to the storage"""
     vault = pod_vault(config)
+    named_storage(config, vault)
     if push(config, vault, force=args.force):
         progress(f"pushed to {config.aws_bucket} ({vault.sealed.stat().st_size} bytes)")
     else:
@@ -7638,6 +7721,7 @@ def cmd_push(args: argparse.Namespace, config: Config) -> int:
 def pull_vault(args: argparse.Namespace, config: Config) -> int:
     """Bring the vault from the storage."""
     vault = pod_vault(config)
+    named_storage(config, vault)
     done = pull(config, vault, keep_mine=args.keep_mine, force=args.force)
     if done is None:
         if not base_of(vault, config).get("digest"):
@@ -7669,7 +7753,7 @@ def cmd_pull(args: argparse.Namespace) -> int:
 @forwarded
 def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
     """make the bucket: private, versioned, encrypted"""
-    storage = storage_of(config, pod_vault(config))
+    storage = named_storage(config, pod_vault(config))
     for what in make_bucket(storage):
         warn(f"{storage.bucket}: this storage does not know {what}")
     if not honours_conditions(storage):
@@ -7785,11 +7869,11 @@ def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
     return OK
 
 
-def remote_key(args: argparse.Namespace) -> str:
+def remote_key(args: argparse.Namespace, storage: Storage) -> str:
     """The key in the storage of what the person calls a version."""
     if not args.version:
-        return LATEST_KEY
-    key = version_key(args.version.replace(".tar.aes", ""))
+        return storage.latest
+    key = version_key(storage, args.version.replace(".tar.aes", ""))
     if not key:
         raise UsageError(
             f"{args.version!r} is not the name of a version", "tazpod history --remote lists them"
@@ -7801,9 +7885,10 @@ def remote_key(args: argparse.Namespace) -> str:
 def chosen_version(args: argparse.Namespace, config: Config, vault: Vault) -> Iterator[Path]:
     """A sealed file by what the person calls it; without a name, the present one."""
     if args.remote:
-        key = remote_key(args)
+        storage = named_storage(config, vault)
+        key = remote_key(args, storage)
         with syncing(vault) as path:
-            if download(storage_of(config, vault), path, key) is None:
+            if download(storage, path, key) is None:
                 raise StorageError(
                     f"{config.aws_bucket} holds no {key}", "tazpod history --remote lists them"
                 )
@@ -7845,8 +7930,9 @@ def cmd_restore(args: argparse.Namespace, config: Config) -> int:
 @forwarded
 def remote_history(args: argparse.Namespace, config: Config) -> int:
     """List the versions in the storage."""
-    for key, version in list_history(storage_of(config, pod_vault(config))).items():
-        emit(f"{version_in(key):<26}  {version.modified:<23}  {version.size:>10} bytes")
+    storage = named_storage(config, pod_vault(config))
+    for key, version in list_history(storage).items():
+        emit(f"{version_in(storage, key):<26}  {version.modified:<23}  {version.size:>10} bytes")
     return OK
 
 

@@ -266,7 +266,7 @@ def work(tazpod: Any, request: dict[str, Any]) -> Any:
     for name, value in request["limits"].items():
         setattr(tazpod, name, value)
     settings = {"aws_profile": "nobody", "vault_keep": 1000, **request["config"]}
-    config = tazpod.Config(home, "bench-lab", **settings)
+    config = tazpod.Config(home, **{"container_name": "bench-lab", **settings})
     vault = tazpod.Vault(home / "vault", home / "home", keep=config.vault_keep)
     (home / "calls").write_text("")
     if "step" in request["fault"]:

@@ -34,7 +34,7 @@ BUCKET = "tazlab-storage"
 STORE = f"http://127.0.0.1:{s3inside.STORE}"
 GATE = f"http://127.0.0.1:{s3inside.GATE}"
 KEYS = s3inside.KEYS
-LATEST, HISTORY = tazpod.LATEST_KEY, tazpod.HISTORY_PREFIX
+LATEST, HISTORY = "tazpod/vault/vault.tar.aes", "tazpod/vault/history/"
 IDENTITIES = {
     "identities": [
         {

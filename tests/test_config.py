@@ -39,6 +39,7 @@ def test_the_defaults_are_those_of_the_contract():
         "debug": False,
         "aws_profile": "tazlab-bootstrap",
         "aws_bucket": "tazlab-storage",
+        "aws_prefix": "tazpod/vault",
         "aws_region": "eu-central-1",
         "aws_start_url": "",
         "aws_account_id": "",
@@ -89,6 +90,7 @@ KEYS = [
     ("features: {debug: true}", "debug", True),
     ("aws_sso: {profile: ops}", "aws_profile", "ops"),
     ("aws_sso: {bucket: b}", "aws_bucket", "b"),
+    ("aws_sso: {prefix: tazpod/lab-2}", "aws_prefix", "tazpod/lab-2"),
     ("aws_sso: {region: us-east-1}", "aws_region", "us-east-1"),
     ("aws_sso: {start_url: 'https://x.awsapps.com/start'}", "aws_start_url", "https://x.awsapps.com/start"),
     ("aws_sso: {account_id: '012345678901'}", "aws_account_id", "012345678901"),
@@ -338,6 +340,20 @@ ILLEGAL = {
     "build.context": ["-", "-o", ""],
     "aws_sso.profile": ["--profile", "-x", "a\nb", "file:///x", "a b", "a]b"],
     "aws_sso.bucket": ["-b", "", "file:///x", "fileb://x", "http://x", "a/b", "a b", "arn:aws:s3:::x", "é"],
+    "aws_sso.prefix": [
+        "",
+        "-p",
+        "/a",
+        "a/",
+        "a//b",
+        "a/../b",
+        "..",
+        "file:///x",
+        "a b",
+        "a\n",
+        "é",
+        "a" * 201,
+    ],
     "aws_sso.region": ["-r", "", "file:///x", "a,b", "a=b", "eu central"],
     "aws_sso.endpoint_url": [
         "-x",
@@ -487,7 +503,7 @@ def test_any_folder_name_gives_a_name_that_docker_takes_and_always_the_same():
         assert grammar.match(name) and "\n" not in name, (seed, folder)
         assert len(name) <= 63, (seed, folder)  # also a host name
         assert name == tazpod.legal_name(folder) == tazpod.legal_name(name[: -len("-lab")]), (seed, folder)
-        written = tazpod.CONFIG_TEMPLATE.format(image=tazpod.DEFAULT_IMAGE, name=name)
+        written = tazpod.CONFIG_TEMPLATE.format(image=tazpod.DEFAULT_IMAGE, name=name, prefix="p")
         assert parsed(written).container_name == name, (seed, folder)
 
 

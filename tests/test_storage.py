@@ -53,7 +53,8 @@ def test_first_push_is_read_back_and_remembered(bench: Bench) -> None:
     assert a.push().result is True
     assert bench.objects() == {LATEST: sealed}
     seen = bench.aws("head-object", "--bucket", BUCKET, "--key", LATEST)
-    assert set(seen["Metadata"]) == {"content-sha256", "tazpod-push"}
+    assert set(seen["Metadata"]) == {"content-sha256", "tazpod-push", "tazpod-project"}
+    assert seen["Metadata"]["tazpod-project"] == "bench-lab"
     assert seen["Metadata"]["content-sha256"] == a.base()["digest"]
     assert a.base()["etag"] == seen["ETag"]
     assert set(a.base()) == {"bucket", "etag", "digest", "time"}
@@ -166,6 +167,35 @@ def test_a_push_over_what_it_has_not_seen_overwrites_nothing_and_names_three_way
     assert a.base()["conflict"]
     assert "holds another vault" in a.does("tell_sync").said
     assert a.push().conflict
+
+
+@needs_engine
+def test_the_vault_of_another_project_is_neither_replaced_nor_taken(bench: Bench) -> None:
+    a = bench.machine("a")
+    first = a.seal("first")
+    assert a.push().result is True
+    other = {"container_name": "other-lab"}
+    b = bench.machine("b", config=other)
+    fresh = bench.machine("fresh", config=other)
+    mine = b.seal("of another project")
+    for word, machine in (("push", b), ("pull", b), ("pull", fresh)):
+        answer = machine.does(word)
+        assert "tazpod/vault holds the vault of bench-lab, and this is other-lab" in answer.error
+        assert "aws_sso.prefix" in answer.hint and f"tazpod {word} --force" in answer.hint
+    assert (bench.objects(), b.has(), fresh.has()) == ({LATEST: first}, mine, "")
+    beside = bench.machine("beside", config={**other, "aws_prefix": "tazpod/other"})
+    beside.seal("one")
+    assert beside.push().result is True
+    beside.seal("two")
+    assert beside.push().result is True
+    assert beside.base()["prefix"] == "tazpod/other"
+    keys = sorted(set(bench.objects()) - {LATEST})
+    assert keys[1] == "tazpod/other/vault.tar.aes" and keys[0].startswith("tazpod/other/history/vault-")
+    assert b.pull(force=True).result is True
+    assert b.has() == first
+    renamed = bench.machine("a", config={"container_name": "new-name"})  # it was synced with this very vault
+    renamed.seal("third")
+    assert renamed.push().result is True
 
 
 @needs_engine
@@ -1051,7 +1081,7 @@ def test_the_calls_of_a_first_push(calls: Calls, monkeypatch: pytest.MonkeyPatch
     calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
     assert tazpod.push(calls.config, calls.vault) is True
     body = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
-    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push}"]
+    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push},tazpod-project=lab"]
     assert calls.made() == [
         ["head-object", "--key", LATEST],
         ["put-object", "--key", LATEST, "--body", body, *told, "--if-none-match", "*"],
@@ -1077,7 +1107,7 @@ def test_the_calls_of_a_push_over_another_with_a_full_history(
     calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
     assert tazpod.push(config, calls.vault) is True
     body = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
-    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push}"]
+    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push},tazpod-project=lab"]
     source = ["--copy-source", f"tazlab-storage/{LATEST}", "--copy-source-if-match", '"e1"']
     deleted = json.dumps({"Objects": [{"Key": old[0]}], "Quiet": True})
     assert calls.made() == [
@@ -1243,6 +1273,38 @@ def test_what_aws_says_becomes_one_line_with_a_next_step(said: str, error: str, 
     assert found.code == code
 
 
+def test_no_bucket_is_used_that_nobody_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKTEST")
+    config, vault = Config(tmp_path, "lab"), tazpod.Vault(tmp_path, tmp_path)
+    with pytest.raises(tazpod.UsageError, match="no storage is named") as caught:
+        tazpod.named_storage(config, vault)
+    assert "aws_sso: {bucket: NAME}" in caught.value.hint
+    assert not tazpod.uses_storage(config, vault)
+    named = replace(config, aws_named=True)
+    assert tazpod.uses_storage(named, vault) and tazpod.named_storage(named, vault).latest == LATEST
+    tazpod.synced(vault, config, '"e"', "0" * 64)  # before there was such a rule
+    assert tazpod.uses_storage(config, vault) and tazpod.named_storage(config, vault).latest == LATEST
+
+
+def test_a_further_project_of_this_host_has_a_place_of_its_own_in_the_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    places = []
+    for name in ("one", "two"):
+        project = tmp_path / name
+        project.mkdir()
+        tazpod.init_project(project)
+        text = (project / tazpod.CONFIG_PATH).read_text()
+        block = text[text.index("# aws_sso:") :].replace("#  ", "  ").replace("# aws_sso", "aws_sso")
+        block = block.replace("start_url, account_id, role_name", "role_name: x").replace(
+            "endpoint_url  ", "account_id: '123456789012'  "
+        )
+        config, _ = tazpod.parse_config(block, project)
+        places.append((config.aws_bucket, config.aws_prefix))
+    assert places == [("tazlab-storage", "tazpod/vault"), ("tazlab-storage", "tazpod/two")]
+
+
 @pytest.mark.parametrize(
     "modified, etag, taken, name",
     [
@@ -1262,7 +1324,7 @@ def test_the_name_of_a_version_in_the_history(
     modified: str, etag: str, taken: dict[str, str], name: str
 ) -> None:
     keys = {f"{HISTORY}vault-{key}.tar.aes": tag for key, tag in taken.items()}
-    assert tazpod.history_key(modified, etag, keys) == f"{HISTORY}vault-{name}.tar.aes"
+    assert tazpod.history_key(Storage("b", "r", ""), modified, etag, keys) == f"{HISTORY}vault-{name}.tar.aes"
 
 
 def test_versions_of_one_second_stand_in_the_order_in_which_they_came() -> None:
