@@ -84,7 +84,7 @@ def test_what_a_push_replaces_is_in_the_history_with_its_metadata(bench: Bench) 
     (key,) = set(bench.objects()) - {LATEST}
     assert bench.objects()[key] == md5(b"first")
     metadata = bench.aws("head-object", "--bucket", BUCKET, "--key", key)["Metadata"]
-    assert set(metadata) == {"content-sha256", "tazpod-push"}
+    assert set(metadata) == {"content-sha256", "tazpod-push", "tazpod-project"}
     assert list(a.does("list_history").result) == [key]
 
 
