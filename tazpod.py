@@ -117,7 +117,7 @@ TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened
 PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
 NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
 STATE_FILE = ".vault_state"  # what was sealed last, in RAM only
-RESERVED = re.compile(rb"\.vault_(pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)")
+RESERVED = re.compile(rb"\.vault_((pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)|history)")
 
 # The words with which the tool calls itself in the container, and one for the shells that complete.
 SETUP_WORD = "__internal_setup"
@@ -304,7 +304,7 @@ AGENTS = (
 )
 AGENT_VARIABLES = 'export CLAUDE_CONFIG_DIR="${CLAUDE_CONFIG_DIR-$HOME/.claude}"\n'
 
-# For every bash in the container, with __tazpod_secrets set before it.  The shell that `enter` opens
+# For every bash in the container, behind what `shell_settings` gives.  The shell that `enter` opens
 # ties itself to the host side that opened it (see section 9); for one that is not bash, a bash with
 # TAZPOD_CLAIM does so.
 BASH_HOOK = (
@@ -322,6 +322,53 @@ __tazpod_take() {  # what a host side says of its terminal, as far as this conta
     esac
   done < "$1"
 }
+__tazpod_read() {  # NAME FILE: a file of the vault as a variable, less the newlines at its end
+  [[ -f $__tazpod_secrets/$2 && -r $__tazpod_secrets/$2 ]] && export "$1=$(< "$__tazpod_secrets/$2")"
+}
+__tazpod_vault() {  # whether the vault is open; when that changes, what it gives to a shell
+  local table pair was=${__tazpod_state-}
+  read -rd '' table < /proc/self/mountinfo || :
+  __tazpod_state=locked
+  [[ $table != *" $__tazpod_secrets "* ]] || __tazpod_state=open
+  [[ $__tazpod_state != "$was" ]] || return 0
+  # By a folder that only an open vault has: it may be locked just now.
+  [[ $__tazpod_state = locked || ! -O $__tazpod_secrets || -d $__tazpod_history ]] ||
+    mkdir -m 700 "$__tazpod_secrets/.aws/../${__tazpod_history##*/}" 2> /dev/null
+  for pair in "${__tazpod_files[@]}"; do
+    if [[ $__tazpod_state = open ]]; then __tazpod_read "${pair%%=*}" "${pair#*=}"
+    elif [[ $was = open ]]; then unset "${pair%%=*}"; fi
+  done
+  [[ $- != *i* || $was != locked ]] || history -n 2> /dev/null
+}
+__tazpod_with() {  # what `run` was asked for: NAME=FILE, and FILE with a line NAME=VALUE for each
+  local item line
+  for item in "$@"; do
+    if [[ $__tazpod_state != open ]]; then
+      echo "tazpod: error: the vault is locked, so ${item#*=} cannot be read" >&2; return 1
+    elif [[ $item = [!=]* ]]; then
+      __tazpod_read "${item%%=*}" "${item#*=}" && continue
+    elif [[ -f $__tazpod_secrets/${item#=} && -r $__tazpod_secrets/${item#=} ]]; then
+      while IFS= read -r line || [[ -n $line ]]; do
+        [[ $line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || [[ $line =~ ^[[:space:]]*(#|$) ]] || break
+        [[ $line != [A-Za-z_]* ]] || export "$line"
+        line=
+      done < "$__tazpod_secrets/${item#=}"
+      [[ -n $line ]] || continue
+    fi
+    echo "tazpod: error: ${item#*=}: is no such file of the vault, or has a line that is not NAME=VALUE" >&2
+    return 1
+  done
+}
+if [[ -n $__tazpod_secrets ]]; then
+  # What is typed is kept in a folder that only an open vault has, so nowhere while it is locked.  Root's
+  # would be files that the vault's owner cannot read.
+  [[ -O $__tazpod_secrets ]] || __tazpod_history=/nonexistent
+  export HISTFILE=$__tazpod_history/shell LESSHISTFILE=$__tazpod_history/less
+  export PYTHON_HISTORY=$__tazpod_history/python NODE_REPL_HISTORY=$__tazpod_history/node
+  export PSQL_HISTORY=$__tazpod_history/psql SQLITE_HISTORY=$__tazpod_history/sqlite
+  export MYSQL_HISTFILE=$__tazpod_history/mysql fish_history=
+  __tazpod_vault
+fi
 """
     rf"""if [[ $PPID = 0 && ( $- = *i* || -n ${{TAZPOD_CLAIM-}} ) ]]; then
   __tazpod_due=()
@@ -349,10 +396,9 @@ tazpod() {  # with `env`: take over what has changed
   lines=$(command tazpod env) && eval "$lines"
 }
 __tazpod_prompt() {
-  local table
-  read -rd '' table < /proc/self/mountinfo || :
+  __tazpod_vault
   __tazpod_mark='[locked] ' __tazpod_on= __tazpod_off=
-  if [[ $table = *" $__tazpod_secrets "* ]]; then
+  if [[ $__tazpod_state = open ]]; then
     __tazpod_mark='[open] '
     [[ -n ${NO_COLOR-} || $TERM = dumb ]] || __tazpod_on=$'\e[1;33m' __tazpod_off=$'\e[0m'
   fi
@@ -370,7 +416,8 @@ CLAIM = (
     'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0") 2> /dev/null; '
     f". {POD_TOOL}/bashrc; "
     f'for lease in "${{0%{CLAIM_KIND}}}"{{{LEASE},{VISIT}}}; do '
-    '[ ! -e "$lease" ] || __tazpod_take "$lease"; done; exec bash -lc "$1"'
+    '[ ! -e "$lease" ] || __tazpod_take "$lease"; done; line=$1; shift; '
+    '__tazpod_with "$@" || exit; exec bash -lc "$line"'
 )
 
 # ── 1. errors ─────────────────────────────────────────────────────────────────────────────
@@ -1109,6 +1156,8 @@ VARIABLE = re.compile(r"(?!HOST_CWD$)[A-Za-z_][A-Za-z0-9_]*")
 IN_HOME = re.compile(
     r"(?!(?:\.ssh|secrets|\.secrets\.transit|\.vault_pass|\.vault_state)(?:/|$))(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
 )
+# A file of the open vault, by its path there; never one of ours.
+IN_VAULT = re.compile(r"(?!\.vault_)(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*")
 
 
 class Config(NamedTuple):
@@ -1141,6 +1190,8 @@ class Config(NamedTuple):
     sync_interval: int = 300
     push_on_exit: bool = True
     vault_agents: bool = False
+    vault_history: bool = False
+    vault_env: tuple[tuple[str, str], ...] = ()  # variables, each with the file of the vault that it is from
     identity: tuple[str, ...] = AGENTS
     ssh_agent: bool = False
     engine: str = "auto"
@@ -1193,6 +1244,7 @@ class Key(NamedTuple):
     kind: type
     pattern: re.Pattern[str] | None = None
     most: int = 0
+    values: re.Pattern[str] | None = None  # of a mapping
 
 
 KEYS: dict[str, Key] = {
@@ -1219,6 +1271,8 @@ KEYS: dict[str, Key] = {
     "sync.push_on_exit": Key("push_on_exit", bool),
     "vault.binds": Key("vault_binds", list, IN_HOME),
     "vault.agents": Key("vault_agents", bool),
+    "vault.history": Key("vault_history", bool),
+    "vault.env": Key("vault_env", dict, VARIABLE, values=IN_VAULT),
     "identity": Key("identity", list, IN_HOME),
     "features.ssh_agent": Key("ssh_agent", bool),
     "engine": Key("engine", str, ENGINE),
@@ -1326,6 +1380,8 @@ def _read_mapping(key: Key, node: Any) -> tuple[tuple[str, str | None], ...]:
         values[name] = None
         if _kind_of(right) != "null":
             values[name] = _text_of(right)
+        if key.values and not key.values.fullmatch(values[name] or ""):
+            raise ValueError(f"{name} must be a file of the vault, by its path there")
     return tuple(values.items())
 
 
@@ -2077,11 +2133,12 @@ def settings_of(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, key in KEYS.items():
         value = getattr(config, key.field)
-        if isinstance(value, tuple):
+        if key.kind is dict:
+            value = dict(value)
+        elif isinstance(value, tuple):
             value = list(value)
         settings[name] = value
     settings["docker.args"] = _without_values(config.docker_args)
-    settings["env"] = dict(config.env)
     for name, text in config.env:
         if text is not None:
             settings["env"][name] = _digest_of_value(text)
@@ -2100,7 +2157,7 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
         if value == defaults[name] and old == FORMER_DEFAULTS.get(name):
             continue
         new = getattr(config, KEYS[name].field)
-        if name == "env":
+        if KEYS[name].kind is dict:
             new = dict(new)
         shown = json.dumps(new)
         if name.startswith("build.") and is_outside(project, new):
@@ -2144,6 +2201,8 @@ def approved_config(project: Path, approval: Approval, text: str = "") -> Config
         value = approval.settings[name]
         if isinstance(value, list):
             value = tuple(value)
+        elif isinstance(value, dict):
+            value = tuple(value.items())
         values[KEYS[name].field] = value
     for field in ("env", "docker_args"):
         values[field] = ()
@@ -3346,10 +3405,7 @@ def pod_archive(config: Config) -> bytes:
         f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
         'import tazpod; tazpod.program()\' "$@"\n'
     ).encode()
-    place = ""
-    if config.ghost_mode:
-        place = config.secrets
-    hook = f"__tazpod_secrets={place}\n{AGENT_VARIABLES}{BASH_HOOK}"
+    hook = shell_settings(config) + BASH_HOOK
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(Path(__file__).resolve(), f"{POD_TOOL[1:]}/tazpod.py", filter=clean)
@@ -3371,9 +3427,26 @@ def pod_archive(config: Config) -> bytes:
     return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
 
 
+def shell_settings(config: Config) -> str:
+    """What the text for every bash is told of this project."""
+    place = ""
+    if config.ghost_mode:
+        place = config.secrets
+    history = f"{place}/.vault_history"  # which no save seals
+    if config.vault_history:
+        history = f"{place}/.history"
+    files = shlex.join(f"{name}={file}" for name, file in config.vault_env)
+    return (
+        f"__tazpod_secrets={place}\n__tazpod_history={history}\n__tazpod_files=({files})\n{AGENT_VARIABLES}"
+    )
+
+
 def fitting(config: Config) -> list[Any]:
     """What tells whether a container holds this very tool, set up for this config."""
-    return [list(tool_stamp()), config.user, config.ghost_mode, list(config.links), list(config.binds)]
+    return [
+        *(list(tool_stamp()), config.user, config.ghost_mode, list(config.links), list(config.binds)),
+        *(config.vault_history, dict(config.vault_env)),
+    ]
 
 
 def is_installed(config: Config, container: Container) -> bool:
@@ -6601,15 +6674,16 @@ def must_be_open(config: Config, state: State) -> None:
     raise VaultError("the vault is locked, so the command was not run", hint)
 
 
-def run_inside(
-    config: Config,
-    words: Sequence[str],
-    folder: str,
-    passphrase: bytes | None = None,
-    *,
-    new: bool = False,
-    require: bool = False,
-) -> int:
+class Command(NamedTuple):
+    """What `run` is to start: words, the folder of the container, and files of the vault for variables."""
+
+    words: Sequence[str]
+    folder: str
+    files: Sequence[str] = ()  # NAME=FILE; or =FILE, which has lines NAME=VALUE
+    require: bool = False  # an open vault
+
+
+def run_inside(config: Config, command: Command, passphrase: bytes | None = None, new: bool = False) -> int:
     """A command in the pod, with the vault if it is open or may be opened; the command's exit status.
 
     A vault that this opened, or that others share, is left as a session leaves it.  One that was opened
@@ -6627,12 +6701,12 @@ def run_inside(
         cut = False
         if unlocked:
             return unlocked
-        if require:
+        if command.require:
             must_be_open(config, state)
         cut = True
         if not shared:
             session.become(VISIT)
-        code = run_claimed(config, session, words, folder)
+        code = run_claimed(config, session, command)
         cut = code >= 128  # a docker that was ended leaves the command behind
         if code in EXEC_CUT and not shared and tell_gone(config):
             cut = False
@@ -6645,7 +6719,7 @@ def run_inside(
     return code
 
 
-def run_claimed(config: Config, session: Session, words: Sequence[str], folder: str) -> int:
+def run_claimed(config: Config, session: Session, command: Command) -> int:
     """Run a command that ties itself to this session; its exit status."""
     claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.{CLAIM_KIND}"
     terminal = all_terminal()
@@ -6653,7 +6727,8 @@ def run_claimed(config: Config, session: Session, words: Sequence[str], folder: 
     if terminal:
         env = docker_settings(config)
     with watching(config, session):
-        return run_foreground(exec_argv(config, words, terminal, folder, claim), env=env)
+        argv = exec_argv(config, command.words, terminal, command.folder, claim)
+        return run_foreground([*argv, *command.files], env=env)
 
 
 def leave_after_run(config: Config, session: Session, code: int, cut: bool) -> tuple[int, bool]:
@@ -7154,15 +7229,32 @@ def command_of(args: argparse.Namespace) -> list[str]:
     return words
 
 
+def files_for(args: argparse.Namespace) -> list[str]:
+    """What of the vault `run` is to give to its command, as the pod reads it: NAME=FILE or =FILE."""
+    files = [f"={file}" for file in args.env_file]
+    for text in args.env:
+        name, _, file = text.partition("=")
+        if not VARIABLE.fullmatch(name):
+            raise UsageError(f"--env {text}: must be NAME=FILE")
+        files.append(f"{name}={file}")
+    for text in files:
+        file = text.partition("=")[2]
+        if not IN_VAULT.fullmatch(file):
+            raise UsageError(f"{file!r} is no file of the vault", "its path in ~/secrets: keys/token, say")
+    return files
+
+
 def cmd_run(args: argparse.Namespace) -> int:
     """run a command in the container, in this folder of it; its exit status"""
     words = command_of(args)
+    files = files_for(args)
     config = the_project()
     passphrase = given_passphrase(args)
-    if args.require_vault:
+    required = args.require_vault or bool(files)
+    if required:
         must_have_vault(config)
-    folder = pod_folder(config)
-    return run_inside(config, words, folder, passphrase, new=args.new, require=args.require_vault)
+    command = Command(words, pod_folder(config), files, required)
+    return run_inside(config, command, passphrase, args.new)
 
 
 def vault_shown(name: str, pod: Container) -> str:
@@ -8041,6 +8133,12 @@ def cmd_env(args: argparse.Namespace) -> int:
         variables["TAZPOD_VAULT"] = "locked"
         if is_open(pod_vault(config)):
             variables["TAZPOD_VAULT"] = "open"
+        for name, file in config.vault_env:
+            place = f"{config.secrets}/{file}"
+            if variables["TAZPOD_VAULT"] == "open" and os.access(place, os.R_OK):
+                emit(f'export {name}="$(cat {quoted(place)})"')  # the value itself is not shown
+            else:
+                variables[name] = None
     for name, value in variables.items():
         if value is None:
             emit(f"unset {name}")
@@ -8834,6 +8932,16 @@ REMOTE = option("--remote", action="store_true", help="of the storage, not of th
 SHOW = option("--show", action="store_true", help="only show it")
 JSON = option("--json", action="store_true", help="print JSON, for programs")
 PATHS = option("paths", nargs="+", metavar="PATH", help="in the home of the container: .config/gh, say")
+ENV = option(
+    "--env", action="append", default=[], metavar="NAME=FILE", help="a file of the vault as a variable"
+)
+ENV_FILE = option(
+    "--env-file",
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="a file of the vault with lines NAME=VALUE",
+)
 COMMAND_WORDS = option("command", nargs="...", help="the command and its words")
 VERSION = option("version", help="as `tazpod history` names it")
 PERHAPS_VERSION = option(
@@ -8843,7 +8951,9 @@ PERHAPS_VERSION = option(
 WORDS: dict[str, tuple[Word, ...]] = {
     "Every day": (
         Word("enter", cmd_enter, (NO_VAULT,), host_only=True),
-        Word("run", cmd_run, (PASSPHRASE_FD, NEW, REQUIRE_VAULT, COMMAND_WORDS), host_only=True),
+        Word(
+            "run", cmd_run, (PASSPHRASE_FD, NEW, REQUIRE_VAULT, ENV, ENV_FILE, COMMAND_WORDS), host_only=True
+        ),
         Word("unlock", cmd_unlock, (PASSPHRASE_FD, NEW, FOR_SESSION)),
         Word("save", cmd_save, (FORCE,)),
         Word("lock", cmd_lock, (DISCARD, LEAVES)),
@@ -9019,7 +9129,7 @@ def _complete_options(
     options = [name for name in visible if name.startswith("-")]
     given = [item for item in rest if not item.startswith("-")]
     before = rest[-1:]
-    if before and before[0] in options and "action" not in visible[before[0]]:
+    if before and before[0] in options and visible[before[0]].get("action") != "store_true":
         return ()  # the value of that option
     if word.name == "run" and given:
         return ()  # the words of a command

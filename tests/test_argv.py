@@ -968,6 +968,29 @@ def test_run_in_a_vault_that_is_open_is_one_exec(words, script, project, install
     assert sorted(path.name for path in (project / ".tazpod/run").iterdir()) == ["guard.lock", "up.lock"]
 
 
+def test_run_names_the_files_of_the_vault_and_docker_gets_no_value(script, project, installed):
+    warm(script, project, opened=True)
+    script.call((*run_in_pod("env"), "=keys/all", "A=keys/a", "B=b=c"))
+    assert script.play("run", "--env", "A=keys/a", "--env-file", "keys/all", "--env", "B=b=c", "env") == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            ["--env", "A"],
+            ["--env", "1=x"],
+            ["--env", "HOST_CWD=x"],
+            ["--env", "A="],
+            ["--env", "A=/etc/passwd"],
+        ),
+        *(["--env-file", "../x"], ["--env-file", ".vault_pass"], ["--env", "A=a/../../x"], ["--env", "A=-x"]),
+    ],
+)
+def test_run_gives_files_of_the_vault_and_no_others(options, project, capfd):
+    assert tazpod.main(["run", *options, "--", "env"]) == tazpod.USAGE
+
+
 @pytest.mark.parametrize("unlock, status", [(0, 5), (1, 1), (130, 130)])
 def test_run_opens_a_locked_vault_first_and_leaves_it_after(*, unlock, status, script, project, installed):
     (project / ".tazpod/vault/vault.tar.aes").write_bytes(NATIVE)

@@ -410,3 +410,86 @@ def test_a_file_or_folder_that_is_there_is_moved_on_request_and_nothing_is_lost(
     docker("exec", pod.name, "rm", "/home/tazpod/.netrc")
     assert "warning" not in pod.ok("up", "--recreate")
     assert pod.reads("cat ~/.netrc ~/.kept/deep/state ~/.rc") == "login\nstate\ntheirs"
+
+
+# -- histories and variables
+
+
+def test_what_is_typed_leaves_no_trace_on_the_disk_of_the_container(pod: Place) -> None:
+    person = pod.enter()
+    person.sh(f"echo {CANARY} > ~/secrets/typed")
+    pod.reads(f"script -qc 'bash -i' /dev/null <<< 'echo {CANARY}'", user="0")
+    person.sh(f"echo \"x = '{CANARY}'\" | script -qc 'python3 -q' /dev/null; history -a")
+    assert CANARY in pod.reads("cat ~/secrets/.vault_history/shell")
+    assert CANARY in pod.reads("cat ~/secrets/.vault_history/python")
+    second = pod.terminal()
+    assert CANARY in second.sh("history")
+    second.leaves()
+    said = pod.ok("lock")
+    assert "saved (1 file" in said  # none of the histories, which are nobody's reason to save
+    person.leaves()  # a shell that the lock has not told: it keeps its history where root could write now
+    assert pod.is_shut()
+    grep = (
+        "exec",
+        "-i",
+        "-u",
+        "0",
+        pod.name,
+        "grep",
+        "-rlsF",
+        "-f",
+        "-",
+        "/home",
+        "/root",
+        "/tmp",
+        "/workspace",
+    )
+    assert docker(*grep, data=CANARY.encode(), check=False) == ""
+    pod.ok("unlock", passphrase=PASSPHRASE)
+    assert pod.reads("rm ~/secrets/typed; ls -A ~/secrets | grep history; true") == ""
+
+
+def test_by_one_key_histories_are_sealed_and_outlive_the_container(pod: Place) -> None:
+    pod.configure("vault.history: true")
+    person = pod.enter()
+    person.sh("echo remember-this")
+    person.leaves()
+    pod.ok("up", "--recreate")
+    person = pod.enter()
+    assert "echo remember-this" in person.sh("history")
+    person.leaves()
+    pod.configure("vault.history: false")
+
+
+def test_files_of_the_vault_are_variables_while_it_is_open(pod: Place) -> None:
+    pod.configure("vault.env: {FROM_VAULT: keys/token, MISSING: keys/none}")
+    pod.ok("unlock", passphrase=PASSPHRASE)
+    pod.reads("mkdir -p ~/secrets/keys; cd ~/secrets/keys; printf 'a b\\n\\n' > token; echo other > second")
+    pod.reads(
+        "cd ~/secrets/keys; printf '# of a tool\\n\\nONE=1 #\\nTWO=' > file; printf 'A=1\\n-x\\n' > bad"
+    )
+    show = ("bash", "-c", 'echo "$FROM_VAULT|${MISSING-none}|$X|$ONE|${TWO-none}"')
+    assert pod.run("run", *show).stdout == "a b|none|||none\n"
+    given = ("--env", "X=keys/second", "--env-file", "keys/file")
+    assert pod.run("run", *given, "--", *show).stdout == "a b|none|other|1 #|\n"
+    for words, error in (
+        (("--env", "X=keys/none"), "keys/none: is no such file of the vault, or has a line"),
+        (("--env-file", "keys/bad"), "keys/bad: is no such file of the vault, or has a line"),
+    ):
+        done = pod.run("run", *words, "--", "echo", "ran")
+        assert (done.returncode, done.stdout) == (1, "") and error in done.stderr
+    person = pod.enter()
+    assert person.sh('echo "$FROM_VAULT"') == "a b"
+    person.sh("echo fresh > ~/secrets/keys/token; echo late > ~/secrets/keys/none; tazpod env")
+    assert person.sh("echo $FROM_VAULT $MISSING") == "fresh late"
+    assert "fresh" not in person.sh("tazpod env | cat")
+    pod.ok("lock")
+    person.sh("true")  # the next prompt takes them away
+    assert person.sh('echo "${FROM_VAULT-none} ${MISSING-none}"') == "none none"
+    person.sh(f"tazpod unlock --passphrase-fd 0 <<< '{PASSPHRASE}'")
+    assert person.sh("echo $FROM_VAULT") == "fresh"
+    person.leaves()
+    done = pod.run("run", *given, "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the vault is locked, so the command was not run" in done.stderr
+    assert pod.run("run", *show).stdout == "|none|||none\n"
