@@ -132,13 +132,13 @@ def test_entering(lab: Place) -> None:
 
 def in_docker(lines: list[str]) -> list[str]:
     """The calls of docker alone: in a container that only would run, nobody can say what happens."""
-    return [line for line in lines if line.startswith("docker ")]
+    return [line for line in lines if line.startswith(f"{ENGINE} ")]
 
 
 def test_the_states_of_a_container(lab: Place) -> None:
     docker("stop", "-t", "0", lab.name)
     assert shown(lab, "lock") == ran(lab, "lock") == []  # it is locked, and nothing is started for that
-    assert shown(lab, "verify", passphrase=PASSPHRASE)[0] == f"docker start {lab.name}"
+    assert shown(lab, "verify", passphrase=PASSPHRASE)[0] == f"{ENGINE} start {lab.name}"
     lab.ok("unlock", passphrase=PASSPHRASE)
     docker("pause", lab.name)
     assert shown(lab, "up") == ran(lab, "up")
@@ -219,7 +219,7 @@ def test_the_storage(place: Place) -> None:
         place.sealed.unlink()
         (place.vault / "remote.json").unlink()
         words = ("--yes",)  # no vault here, and keys: no login, but a pull
-        expected = [line for line in shown(place, *words) if line.startswith("docker ")]
+        expected = [line for line in shown(place, *words) if line.startswith(f"{ENGINE} ")]
         assert [re.search("tazpod --yes (\\w+)", line)[1] for line in expected if "--yes" in line] == [
             "pull",
             "unlock",
