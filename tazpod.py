@@ -3045,9 +3045,13 @@ def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
 
 
 def pods_of(engine: str, names: Sequence[str] = ()) -> dict[str, Container]:
-    """The same of one engine."""
+    """The same of one engine.
+
+    All its containers are looked at: Podman before 4.4 takes the filter `volume` for the folder of the
+    host alone, and would show none.
+    """
     if not names:
-        listed = capture([engine, "container", "ls", "-aq", "--filter", f"volume={WORKSPACE}"])
+        listed = capture([engine, "container", "ls", "-aq"])
         if listed.code != 0:
             raise engine_error(listed)
         names = listed.out.decode().split()

@@ -232,7 +232,7 @@ SETUP = (
     *(".local/share/opencode", ".config/opencode", ".local/state/opencode"),
 )
 GUARD = ("docker", "exec", "-d", NAME, "/usr/local/bin/tazpod", "__internal_sync_daemon")
-LIST = ("docker", "container", "ls", "-aq", "--filter", "volume=/workspace")
+LIST = ("docker", "container", "ls", "-aq")
 MEMORY = ("docker", "exec", NAME, "cat", "/proc/self/mountinfo")
 IS_OPEN = ("docker", "exec", NAME, "mountpoint", "-q", "/home/tazpod/secrets")
 SHELL = ("docker", "exec", "-i", "-w", "/workspace", NAME, "/bin/bash")
