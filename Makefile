@@ -9,13 +9,15 @@
 #   make check   ruff and mypy
 #   make man     docs/tazpod.1, from the tables that --help is made from
 #   make audit   docs/audit.md, from the builders of the calls
+#   make release dist/tazpod.pyz: one file, with the libraries in it, for hosts
+#                where nothing can be installed
 #   make clean   stop the private engine, remove what was made in this folder
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test engines check man clean audit
+.PHONY: run test engines check man clean audit release
 .DEFAULT_GOAL := run
 
 IMAGE = tazzo/tazpod-ai:latest
@@ -64,6 +66,13 @@ man: .venv/ready
 audit: .venv/ready
 	.venv/bin/python docs/audit >docs/audit.md.new
 	mv docs/audit.md.new docs/audit.md
+
+# All times in it are the last commit's, so that the same sources give the same bytes.
+release: .venv/ready
+	mkdir -p dist
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 0)} \
+	    .venv/bin/python tests/release dist/tazpod.pyz
+	sha256sum dist/tazpod.pyz
 
 clean:
 	tests/engine down

@@ -31,6 +31,11 @@ not all is well, `enter` and `run` the shell's or the command's own.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 9):  # noqa: UP036
+    raise SystemExit("tazpod: error: this needs Python 3.9 or later, and this is " + sys.version.split()[0])
+
 import contextlib
 import errno
 import fcntl
@@ -40,7 +45,6 @@ import os
 import re
 import signal
 import stat
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -717,6 +721,8 @@ def ask_new_passphrase() -> bytes:
 # - Nothing runs for ever but what a person works in.
 
 
+# The two libraries as packages of a system, by the program that installs them.
+SYSTEM_PACKAGES = {"apt-get": "python3-plumbum python3-yaml", "dnf": "python3-plumbum python3-pyyaml"}
 INSTALL_HINTS = {
     "docker": "install Docker: https://docs.docker.com/engine/install/",
     "podman": "install Podman: https://podman.io/docs/installation",
@@ -774,6 +780,21 @@ class Stage(NamedTuple):
     pass_fds: tuple[int, ...] = ()
 
 
+def way_to_install(python: str, managed: bool, here_is: Collection[str]) -> str:
+    """What to type so that a Python gets the two libraries; `managed`: pip must not put anything there."""
+    if managed and python.startswith("/usr/bin/"):
+        for installer, packages in SYSTEM_PACKAGES.items():
+            if installer in here_is:
+                return f"sudo {installer} install {packages}"
+    if "uv" in here_is:
+        return f"uv run {quoted(os.path.abspath(__file__))}"
+    if managed:
+        return (
+            f"{python} -m venv FOLDER, FOLDER/bin/pip install plumbum PyYAML, and run it by FOLDER/bin/python"
+        )
+    return f"{python} -m pip install plumbum PyYAML"
+
+
 def need(module: str) -> Any:
     """Import one of the two libraries, or say which command installs them."""
     import importlib
@@ -781,9 +802,17 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
+        import shutil
+        import sysconfig
+
+        own = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "pyvenv.cfg")
+        mark = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")  # PEP 668
+        system = not os.path.exists(own)
+        managed = system and (os.path.exists(mark) or sys.executable.startswith("/usr/bin/"))
+        programs = [name for name in (*SYSTEM_PACKAGES, "uv") if shutil.which(name)]
         raise MissingProgram(
             "the Python libraries plumbum and PyYAML are not installed",
-            f"{sys.executable} -m pip install plumbum PyYAML  (or: pipx run tazpod.py)",
+            way_to_install(sys.executable, managed, programs),
         ) from None
 
 
@@ -1467,10 +1496,18 @@ def setting_lines(text: str) -> dict[str, int]:
     return lines
 
 
+def own_archive() -> str:
+    """The archive, tazpod.pyz, that this was loaded from; '' where it is a file of its own."""
+    folder = os.path.dirname(__file__)
+    if os.path.isfile(folder):
+        return folder
+    return ""
+
+
 def tool_stamp() -> tuple[int, ...]:
     """What tells this file from a newer one in its place, which may have got the same inode."""
     with contextlib.suppress(FileNotFoundError):
-        info = os.stat(__file__)
+        info = os.stat(own_archive() or __file__)
         return info.st_ino, info.st_ctime_ns, info.st_size
     return ()
 
@@ -3387,20 +3424,28 @@ def prove_mounts(config: Config, container: Container, new: bool) -> None:
     )
 
 
+def tool_files() -> Iterator[tuple[str, bytes]]:
+    """This file and its libraries, from where they were loaded: each by its name, with what is in it."""
+    if own_archive():
+        import zipfile
+
+        with zipfile.ZipFile(own_archive()) as archive:
+            for name in archive.namelist():
+                if name.endswith(".py") and name != "__main__.py":
+                    yield name, archive.read(name)
+        return
+    yield "tazpod.py", Path(__file__).read_bytes()
+    for module in ("plumbum", "yaml"):
+        folder = Path(need(module).__file__).parent
+        for path in sorted(folder.rglob("*.py")):
+            yield str(path.relative_to(folder.parent)), path.read_bytes()
+    with contextlib.suppress(MissingProgram):  # plumbum wants it on older Pythons
+        yield "typing_extensions.py", Path(need("typing_extensions").__file__).read_bytes()
+
+
 def pod_archive(config: Config) -> bytes:
     """A tar of this file, its launcher and its libraries, as they lie in the container."""
     import tarfile
-
-    def clean(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        keep = info.isdir() or info.name.endswith(".py")
-        if not keep or "__pycache__" in info.name:
-            return None
-        info.uid = info.gid = 0
-        info.uname = info.gname = "root"
-        info.mode = 0o644
-        if info.isdir():
-            info.mode = 0o755
-        return info
 
     launcher = (
         "#!/bin/sh\n"
@@ -3411,22 +3456,19 @@ def pod_archive(config: Config) -> bytes:
     ).encode()
     hook = shell_settings(config) + BASH_HOOK
     buffer = io.BytesIO()
+
+    def add(archive: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:
+        info = tarfile.TarInfo(name[1:])
+        info.mtime = int(time.time())
+        info.size = len(data)
+        info.mode = mode
+        archive.addfile(info, io.BytesIO(data))
+
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(Path(__file__).resolve(), f"{POD_TOOL[1:]}/tazpod.py", filter=clean)
-        for module in ("plumbum", "yaml"):
-            folder = Path(need(module).__file__).parent
-            archive.add(folder, f"{POD_TOOL[1:]}/{module}", filter=clean)
-        with contextlib.suppress(MissingProgram):  # plumbum wants it on older Pythons
-            path = need("typing_extensions").__file__
-            archive.add(path, f"{POD_TOOL[1:]}/typing_extensions.py", filter=clean)
-        for name, data, mode in (
-            (POD_LAUNCHER, launcher, 0o755),
-            (f"{POD_TOOL}/bashrc", hook.encode(), 0o644),
-        ):
-            info = tarfile.TarInfo(name[1:])
-            info.size = len(data)
-            info.mode = mode
-            archive.addfile(info, io.BytesIO(data))
+        for name, data in tool_files():
+            add(archive, f"{POD_TOOL}/{name}", data)
+        add(archive, POD_LAUNCHER, launcher, 0o755)
+        add(archive, f"{POD_TOOL}/bashrc", hook.encode())
         end = buffer.tell() + 2 * tarfile.BLOCKSIZE
     return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
 
@@ -6982,7 +7024,7 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
         if time.monotonic() < watch.lock.due:
             return
         if overdue:
-            watch.lock.start()
+            watch.lock.start("--yes")  # nobody is there who could be asked
         else:  # which pushes as well, as the last session would have done
             watch.lock.start(f"--leaving={GUARD}")
     elif config.sync_interval:
@@ -7677,16 +7719,24 @@ def start_guard(folder: Path) -> None:
         launch([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
 
 
-def agree_to_upgrade() -> None:
-    """Before the first save over a Go vault: say what that means, and ask on a terminal."""
+def agree_to_upgrade(leaving: bool = False) -> None:
+    """Before the first save over a Go vault: say what that means, and ask.
+
+    Where nobody can be asked, only what ends a session goes on: else its secrets would stay open.
+    """
     say(f"Go TazPod cannot read what is saved from now on; its file stays as {GO_NAME}")
-    if on_terminal() and not confirm("Save in the new format?"):
-        raise VaultError("not saved", "the vault stays open and the sealed file as it was")
+    if leaving and not on_terminal():
+        return
+    if not confirm("Save in the new format?"):
+        hint = "the vault stays open and the sealed file as it was"
+        if not on_terminal():
+            hint += "; --yes agrees"
+        raise VaultError("not saved", hint)
 
 
-def save_and_say(vault: Vault, force: bool = False) -> None:
+def save_and_say(vault: Vault, force: bool = False, leaving: bool = False) -> None:
     """Save what changed, and say in one line what was done."""
-    tree = save(vault, force=force, agree=agree_to_upgrade)
+    tree = save(vault, force=force, agree=partial(agree_to_upgrade, leaving))
     if tree:
         progress(f"saved ({amount(tree)})")
     else:
@@ -7741,7 +7791,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
         holders = lock(vault)
     for _ in range(ATTEMPTS):
         if holders is None:
-            save_and_say(vault)
+            save_and_say(vault, leaving=bool(args.leaving))
             if args.leaving and config.push_on_exit:
                 push_before_leaving(config, vault)
             holders = lock(vault, saved=True, wanted=wanted)
@@ -7910,6 +7960,11 @@ def login_argvs(profile: str) -> tuple[list[str], list[str]]:
     return aws_argv("configure", "sso", "--profile", profile), aws_argv("sso", "login", "--profile", profile)
 
 
+def is_logged_in(profile: str) -> bool:
+    """Whether the last login is still valid."""
+    return ask_aws("configure", "export-credentials", "--profile", profile).code == 0
+
+
 @forwarded
 def cmd_login(args: argparse.Namespace, config: Config) -> int:
     """log in to AWS by single sign-on"""
@@ -7919,13 +7974,15 @@ def cmd_login(args: argparse.Namespace, config: Config) -> int:
     for name in (".aws/sso/cache", ".aws/cli/cache"):
         make_folders(vault.home, name)  # where aws keeps what the login gives: see `aws_environment`
     ask, sso = login_argvs(profile)
+    if not on_terminal() and not OPTIONS.dry_run and not is_logged_in(profile):
+        raise UsageError("a login asks, and there is no terminal to ask on", "tazpod login on a terminal")
     if not write_profile(config, aws_config_file()):
         private_folder(aws_config_file().parent)
         with aws_environment() as env:
             code = run_foreground(ask, env={**env, "AWS_CONFIG_FILE": str(aws_config_file())})
         if code != 0:
             raise StorageError(f"the profile {profile} was not set up", "tazpod login tries again")
-    if ask_aws("configure", "export-credentials", "--profile", profile).code == 0:
+    if is_logged_in(profile):
         say(f"the login {profile} is still valid")
         return OK
     # The browser's answer could not come back into the container; older versions know no other way.
@@ -8069,6 +8126,8 @@ def cmd_config(args: argparse.Namespace) -> int:
         origin = "default"
         if name in lines:
             origin = f"{CONFIG_PATH}:{lines[name]}"
+        elif key.field == "ghost_mode" and not value:
+            origin = f"{CONFIG_PATH}:{lines['ghost_mode']}"  # where older files kept it
         emit(f"{name:<20}  {origin:<24}  {'; '.join(shown.splitlines())}".rstrip())
     for name in (*config.aws_variables, *config.proxies):
         emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
@@ -8420,6 +8479,10 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
     nothing = f.vault_used and not f.vault_format and f.vault_open is False
     stale = (f.daemon_failed_at or 0) > (f.daemon_success_at or 0)
     unknown = f.remote_state == "unknown" and f.remote_failed
+    enter_again = "tazpod"
+    start = "tazpod up"
+    if not f.container_state:  # in the container itself
+        enter_again = start = "tazpod unlock"
     lost = ""
     if f.vault_lost_since:
         lost = f"; what changed after {utc(f.vault_lost_since)} is lost"
@@ -8433,11 +8496,11 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (f.config_unapproved, unapproved, "tazpod trust"),
         (second, f"the container {second} belongs to this project too", "".join(f.container_others_end[:1])),
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
-        (f.vault_lost_since, f"the container stopped while the vault was open{lost}", "tazpod"),
+        (f.vault_lost_since, f"the container stopped while the vault was open{lost}", enter_again),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
         (nothing and f.vault_missing, "the sealed vault is missing", FOUND_AGAIN.get(f.vault_missing, "")),
-        (nothing and not f.vault_missing, "there is no vault yet", "tazpod"),
-        (f.vault_open and not f.daemon_running, "the daemon does not run", "tazpod up"),
+        (nothing and not f.vault_missing, "there is no vault yet", enter_again),
+        (f.vault_open and not f.daemon_running, "the daemon does not run", start),
         (f.vault_remains, "an unlock or a lock was cut off, and its secrets are still in RAM", "tazpod lock"),
         (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
@@ -8500,17 +8563,22 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     asked = ago("asked", f.remote_asked_at, now)
     worked = ago("last success", f.daemon_success_at, now)
     failed = ago(f"last error ({f.daemon_error})", f.daemon_failed_at, now)
+    kept = {"not used": "this project keeps no copy in a storage"}.get(f.remote_state, "")
+    whose = {"none": "no login, and no keys for a storage"}.get(f.identity_kind, "")
     rows: list[tuple[str, str, Sequence[str]]] = []
     if f.container_state:
         rows.append(("container", f.container_state, [f.container_name, image]))
     if f.vault_used:
         opened = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
         running = {True: "running", False: "not running"}[f.daemon_running]
+        works = {True: "saves, pushes and locks by itself", False: "starts with the container"}[
+            f.daemon_running
+        ]
         rows += [
             ("vault", opened, vault_words(f, now)),
-            ("remote", f.remote_state, [f.remote_bucket, f.remote_reason, asked]),
-            ("identity", f.identity_kind, [f.identity_profile, login]),
-            ("daemon", running, [worked, failed]),
+            ("remote", f.remote_state, [f.remote_bucket, f.remote_reason, asked, kept]),
+            ("identity", f.identity_kind, [f.identity_profile, login, whose]),
+            ("daemon", running, [works, worked, failed]),
         ]
     wide = max((len(state) for _, state, _ in rows), default=0)
     lines = []
@@ -9223,7 +9291,9 @@ def show_help(words: Sequence[str]) -> int:
     """Print the help of the word that is named beside `help`, or of all."""
     topics = [word for word in words if word not in HELP_WORDS]
     text = overview()
-    if topics:
+    if topics[:1] == ["update"]:  # what it is short for has more sides
+        text = "usage: tazpod update\n\nPull the image. `tazpod update` is short for `tazpod pull image`."
+    elif topics:
         text = make_parser(find_word(whole_word(topics)[0])).format_help()
     emit(*text.splitlines())
     return OK
@@ -9237,6 +9307,8 @@ def dispatch(argv: Sequence[str]) -> int:
         OPTIONS.hurry = True
         return cmd_complete(argv[2:])
     words, pod = split_line(argv)
+    if words[:1] == ["update"] and any(word in HELP_WORDS for word in words):
+        return show_help(words)
     words = whole_word(words)
     if words[0] in ("--version", "-v"):
         emit(f"tazpod {__version__}")

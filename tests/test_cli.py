@@ -239,7 +239,7 @@ def test_the_overview_names_every_word_and_fits_a_terminal(capfd):
     assert max(map(len, text.splitlines())) <= 100 and len(text.splitlines()) <= 60
 
 
-@pytest.mark.parametrize("name", [*tazpod.all_words(), *tazpod.ALIASES])
+@pytest.mark.parametrize("name", [*tazpod.all_words(), *(set(tazpod.ALIASES) - {"update"})])
 def test_the_help_of_a_word_is_the_same_both_ways_and_names_each_option(name):
     before, after = run_cli("help", name), run_cli(name, "--help")
     assert (before.returncode, before.stderr) == (after.returncode, after.stderr) == (0, "")
@@ -718,6 +718,18 @@ def test_what_was_typed_before_the_prompt_is_no_passphrase():
 def test_the_help_of_a_short_word_says_what_it_is_short_for(short, whole):
     text = " ".join(run_cli("help", short).stdout.split())
     assert f"`tazpod {short}` is short for `tazpod {whole}`" in text
+
+
+@pytest.mark.parametrize("words", [("help", "update"), ("update", "--help")])
+def test_the_help_of_update_speaks_of_the_image_alone(words):
+    done = run_cli(*words)
+    assert done.returncode == 0 and "Pull the image." in done.stdout and "storage" not in done.stdout
+
+
+def test_config_names_the_line_of_an_older_ghost_mode(project):
+    (project / ".tazpod/config.yaml").write_text("image: x\nghost_mode: false\n")
+    (line,) = [text for text in run_cli("config").stdout.splitlines() if "ghost_mode" in text]
+    assert line.split() == ["features.ghost_mode", ".tazpod/config.yaml:2", "false"]
 
 
 def test_a_word_that_go_tazpod_only_announced_is_told_as_such():

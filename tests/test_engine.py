@@ -11,6 +11,7 @@ from pathlib import Path
 
 import enginelib
 import pytest
+from conftest import ROOT
 from enginelib import (
     AT_ENTRY,
     ENGINE,
@@ -160,6 +161,20 @@ def test_ctrl_c_in_the_shell_reaches_the_program_in_it(lab: Place) -> None:
     assert "the vault is locked" in person.seen
 
 
+def test_the_release_file_walks_where_no_library_is(place: Place) -> None:
+    release = place.box / "tazpod.pyz"
+    subprocess.run([sys.executable, str(ROOT / "tests/release"), str(release)], check=True)
+    place.argv = [sys.executable, "-I", "-S", str(release)]
+    place.init()
+    done = place.run(
+        "run", "--new", "sh", "-c", f"echo kept > {SECRETS}/x; cat {SECRETS}/x", passphrase=PASSPHRASE
+    )
+    assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
+    assert place.is_shut() and "openpgp" in place.ok("history")
+    done = place.run("login")  # which would ask
+    assert done.returncode == 2 and "there is no terminal to ask on" in done.stderr
+
+
 # -- wrong answers, and none
 
 
@@ -293,7 +308,10 @@ def test_nobody_is_kept_waiting_by_the_question_of_a_go_vault(lab: Place, answer
         assert "error: the vault was not locked" in person.seen
         assert lab.sealed.read_bytes() == go_vault
         assert lab.is_open()
-        assert "the vault is locked" in lab.ok("lock")  # off the terminal nothing is asked
+        done = lab.run("lock")  # off the terminal nobody can be asked
+        assert done.returncode == 1 and "; --yes agrees" in done.stderr
+        assert lab.is_open() and lab.sealed.read_bytes() == go_vault
+        assert "the vault is locked" in lab.ok("--yes", "lock")
     elif answer == "killed":
         person.kill(signal.SIGKILL)
         eventually(lab.is_shut, "the guard saves and locks")

@@ -125,9 +125,9 @@ SHOWN = {
         """\
 container  absent       x-lab, img:1
 vault      locked       sealed 2 hours ago, openpgp, 4.2 KiB
-remote     not used
-identity   none
-daemon     not running""",
+remote     not used     this project keeps no copy in a storage
+identity   none         no login, and no keys for a storage
+daemon     not running  starts with the container""",
     ),
     "open": (
         SYNCED._replace(vault_unsaved=True),
@@ -137,7 +137,7 @@ vault      open     for 2 minutes, 1 session, unsaved changes, 12.0 KiB of 64.0 
 sealed 2 hours ago, openpgp, 4.2 KiB
 remote     in sync  b, asked 0 seconds ago
 identity   login    p, expires in 2 hours
-daemon     running  last success 3 seconds ago""",
+daemon     running  saves, pushes and locks by itself, last success 3 seconds ago""",
     ),
     "trouble": (
         ASKED._replace(
@@ -154,7 +154,8 @@ daemon     running  last success 3 seconds ago""",
 vault      open         for 2 minutes, 2 sessions, changes unknown, 12.0 KiB of 64.0 MiB, never sealed
 remote     unknown      b, it hangs, asked 0 seconds ago
 identity   login        p, expired 1 day ago
-daemon     not running  last success 3 seconds ago, last error (save: it is full) 1 second ago""",
+daemon     not running  starts with the container, last success 3 seconds ago, \
+last error (save: it is full) 1 second ago""",
     ),
     "no vault": (
         Facts("/srv/x", "x-lab", "exited", "img:1", vault_used=False),
@@ -166,6 +167,14 @@ daemon     not running  last success 3 seconds ago, last error (save: it is full
 @pytest.mark.parametrize("facts, text", SHOWN.values(), ids=SHOWN)
 def test_what_a_person_sees(facts, text):
     assert tazpod.status_lines(facts, NOW) == text.splitlines()
+
+
+def test_inside_the_container_no_word_of_the_host_is_advised():
+    host = {word.name for word in tazpod.all_words().values() if word.host_only}
+    for facts, _ in JUDGED:
+        for _, step in tazpod.troubles(facts._replace(container_state="", container_drift=()), NOW):
+            words = re.findall(r"tazpod(?: ([a-z]+))?", step)
+            assert facts.config_unapproved or facts.container_others or not {*words} & {"", *host}, step
 
 
 TYPES = {

@@ -103,6 +103,9 @@ def test_module_level_holds_only_definitions_and_constants():
     allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
     docstring, *middle, _ = TREE.body
     assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
+    too_old = middle.pop(2)  # before anything that an older Python cannot do
+    assert isinstance(too_old, ast.If) and ast.unparse(too_old.test) == "sys.version_info < (3, 9)"
+    assert [type(node) for node in too_old.body] == [ast.Raise]
     (rest,) = [node for node in middle if not isinstance(node, allowed)]
     assert isinstance(rest, ast.If) and ast.unparse(rest.test) == "TYPE_CHECKING"
     assert all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in rest.body)
@@ -339,7 +342,63 @@ def test_a_bare_python_says_in_one_line_which_command_to_type(words, project):
     assert (done.returncode, done.stdout) == (127, "")
     error, hint = done.stderr.splitlines()
     assert error == "tazpod: error: the Python libraries plumbum and PyYAML are not installed"
-    assert hint.startswith("hint: ") and f"{sys.executable} -m pip install plumbum PyYAML" in hint
+    assert hint == f"hint: {sys.executable} -m pip install plumbum PyYAML"  # the tests run in a venv
+
+
+@pytest.mark.parametrize(
+    "python, managed, programs, hint",
+    [
+        ("/usr/bin/python3", True, ["apt-get", "uv"], "sudo apt-get install python3-plumbum python3-yaml"),
+        ("/usr/bin/python3", True, ["dnf"], "sudo dnf install python3-plumbum python3-pyyaml"),
+        ("/usr/bin/python3", True, ["uv"], f"uv run {tazpod.__file__}"),
+        ("/usr/bin/python3", True, [], "/usr/bin/python3 -m venv FOLDER"),
+        ("/opt/python/bin/python3", False, ["apt-get"], "/opt/python/bin/python3 -m pip install"),
+        ("/opt/python/bin/python3", True, ["apt-get", "uv"], "uv run "),
+    ],
+)
+def test_what_installs_the_libraries_is_what_works_on_this_host(python, managed, programs, hint):
+    assert tazpod.way_to_install(python, managed, programs).startswith(hint)
+    assert "tazpod-py" not in SOURCE + (ROOT / "README.md").read_text()
+
+
+def test_an_older_python_is_told_in_one_line_before_anything_else():
+    ast.parse(SOURCE, feature_version=(3, 7))
+    script = "import sys; sys.version_info = (3, 8, 1); exec(compile(sys.stdin.read(), 'tazpod.py', 'exec'))"
+    done = subprocess.run([sys.executable, "-c", script], input=SOURCE, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("tazpod: error: this needs Python 3.9 or later, and this is ")
+
+
+# -- the release: one file
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    for name, umask, zone in (("tazpod.pyz", "022", "UTC"), ("again.pyz", "077", "Asia/Tokyo")):
+        script = f'umask {umask} && exec "$0" "$@"'
+        argv = ["sh", "-c", script, sys.executable, str(ROOT / "tests/release"), str(folder / name)]
+        subprocess.run(argv, check=True, env={"SOURCE_DATE_EPOCH": "1700000000", "TZ": zone})
+    return folder / "tazpod.pyz"
+
+
+def test_two_builds_of_a_release_are_the_same_to_the_byte(release):
+    assert release.read_bytes() == release.with_name("again.pyz").read_bytes()
+
+
+def test_a_release_runs_where_nothing_is_installed(release, project):
+    bare = [sys.executable, "-I", "-S", str(release)]
+    done = subprocess.run([*bare, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"tazpod {tazpod.__version__}\n", "")
+    done = subprocess.run([*bare, "config"], capture_output=True, text=True, cwd=project)
+    assert done.returncode == 0 and "container_name" in done.stdout, done.stderr
+
+
+def test_what_a_release_puts_into_the_container_is_what_the_file_puts_there(release, tmp_path):
+    words = "import tazpod, pathlib, sys; sys.stdout.buffer.write(repr(sorted(tazpod.tool_files())).encode())"
+    script = f"import sys; sys.path.insert(0, {str(release)!r}); {words}"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True)
+    assert done.stdout == repr(sorted(tazpod.tool_files())).encode()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["help", "lock"], ["up", "--help"], ["init"]])
