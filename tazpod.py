@@ -835,7 +835,7 @@ def spawn(argv: Sequence[str], **options: Any) -> Any:
     """Start a program; a Popen.  The command that --debug shows is the object that is run.
 
     The one exception is a hurry: loading plumbum takes longer than all else on the way to the prompt,
-    longer than a short word takes in the pod, and more memory than the rest of the guard.  So there, as
+    longer than a short word takes, and more memory than the rest of the guard.  So there, as
     long as nobody has loaded it, the Popen is made here as plumbum would make it.
     """
     try:
@@ -7555,12 +7555,13 @@ def forwarded(word: Callable[[argparse.Namespace, Config], int]) -> Callable[...
             if ends and not (container and container.in_memory):
                 return nothing_open(config, container, args.word)
         passphrase = given_passphrase(args)
-        config, container = ensure_up(config)
-        must_have_vault(config, container)
+        if not (ends and container and container.running and is_installed(config, container)):
+            config, container = ensure_up(config)
+            must_have_vault(config, container)
         code = pod_command(config, args.forward, passphrase)
         if code in EXEC_CUT:
             tell_gone(config)
-        if args.word == "lock" and code == OK:
+        if args.word == "lock" and code == OK and len(read_records(config.project)) > 1:
             tell_others(config)
         return code
 
@@ -9320,7 +9321,7 @@ def dispatch(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{word.name} is for the inside of a container", "tazpod --help lists what is for you"
         )
-    OPTIONS.hurry = word.name in ("enter", "run") or in_pod()
+    OPTIONS.hurry = word.name in ("enter", "run", "lock", "save") or in_pod()
     args = parse_words(word, words[1:])
     args.word = word.name
     args.forward = forward_words(word, args)
