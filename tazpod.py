@@ -2209,7 +2209,7 @@ def is_outside(project: Path, path: str) -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    return f"{path}/".startswith(f"{folder}/")
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _places(value: Any, text: str) -> Any:
@@ -2396,29 +2396,45 @@ def user_name(uid: int) -> str:
         return f"user {uid}"
 
 
+def places_on_the_way(path: str) -> list[tuple[str, bool]]:
+    """Every place that a path comes to, and whether a link lies there; OSError when it never ends."""
+    parts = path.split("/")
+    places: list[tuple[str, bool]] = []
+    at = "/"
+    while parts:
+        folder = at
+        at = os.path.normpath(os.path.join(folder, parts.pop(0)))
+        try:
+            target = os.readlink(at)
+        except OSError:  # no link, or nothing
+            places.append((at, False))
+            continue
+        places.append((at, True))
+        if len([place for place in places if place[1]]) > 255:  # the kernel follows 40, Go's library 255
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        parts = target.split("/") + parts
+        at = folder if parts[0] else "/"
+    return places
+
+
 def leads_out(project: Path, path: str) -> bool:
     """Whether a path goes through a link in the project, which the container can make, and ends outside.
 
     One that nobody can follow, because a link leads to itself, counts as such.
     """
     real = os.path.realpath(project)
-    parts = path.split("/")
-    at = "/"
-    links = 0
-    through_project = False
-    while parts:
-        folder = at
-        at = os.path.normpath(os.path.join(folder, parts.pop(0)))
-        if os.path.islink(at):
-            links += 1
-            if links > 255:  # as many as anybody follows: the kernel 40, Go's library 255
-                return True
-            through_project = through_project or _is_below(folder, real)
-            parts = os.readlink(at).split("/") + parts
-            at = folder
-            if not parts[0]:
-                at = "/"
-    return through_project and not _is_below(at, real)
+    try:
+        places = places_on_the_way(path)
+    except OSError:
+        return True
+    through_project = any(link and _is_below(os.path.dirname(place), real) for place, link in places)
+    return through_project and not _is_below(places[-1][0], real)
+
+
+def passes_through(project: Path, path: str) -> bool:
+    """Whether a path comes through the project, or ends there."""
+    real = os.path.realpath(project)
+    return any(_is_below(place, real) for place, _ in places_on_the_way(path))
 
 
 def refuse_to_be_led_out(project: Path, path: str, what: str) -> None:
@@ -2542,6 +2558,8 @@ def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
         for piece in re.split("[=,:]", word):  # --mount=type=bind,source=/srv/x
             if "/" in piece:
                 refuse_to_be_led_out(config.project, os.path.abspath(piece), f"docker.args: {word}")
+                if "volume-opt" in word and passes_through(config.project, piece):
+                    raise UsageError(f"docker.args: {word}: no volume can lie in the project", "use mounts")
     return [
         *(config.program, "run", "-d", "--name", config.container_name),
         # For the tmpfs and the bind mounts inside, and nothing else.
@@ -2821,6 +2839,50 @@ def names_a_host_folder(variables: Iterable[str]) -> bool:
     return any(variable.startswith("HOST_CWD=") for variable in variables)
 
 
+# -- what a container has mounted
+
+
+class Mount(NamedTuple):
+    """One line of a mount table: where what of which file system is mounted."""
+
+    device: str
+    point: str
+    kind: str
+    root: str = "/"
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts of /proc/<pid>/mountinfo (proc(5)), in order; later ones cover earlier ones."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        if len(fields) >= 5:
+            root, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in fields[3:5])
+            mounts.append(Mount(fields[2], point, right.split(" ")[0], root))
+    return mounts
+
+
+def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
+    """The mounts in a container, as far as this very machine shows them: that spares a docker-exec.
+
+    Only what is there is an answer.  The engine may be another machine's, whose numbers of processes
+    mean nothing here; so the process must be in the control group of that container (cgroups(7)), and
+    all is read of one process, however fast its number is given to another.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        texts = []
+        with closing(os.open(f"{proc}/{container.pid}", _FOLDER)) as folder:
+            for name in ("cgroup", "mountinfo"):
+                with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
+                    texts.append(os.fsdecode(file.read()))
+        groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
+        podman = f"libpod-{container.id}"
+        if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
+            return parse_mountinfo(texts[1])
+    return []
+
+
 # -- what a container was made with
 #
 # config.yaml may be edited, or another branch checked out, while a container is there and a vault open
@@ -2946,6 +3008,8 @@ def look_for_container(config: Config) -> Found:
         refuse_other_engine(config)
         refuse_hidden_container(config)
         return Found(config, None, image)
+    if container.running:
+        refuse_another_folder(config, container)
     return Found(config_of(config, container), container, image)
 
 
@@ -2956,7 +3020,7 @@ def refuse_hidden_container(config: Config) -> None:
     another path, since the folder was moved.  Its vault may be open, so nothing is said of it.
     """
     held = config.run_folder / GUARD_LOCK
-    if OPTIONS.dry_run or not held.exists():
+    if OPTIONS.containers or not held.exists():  # a dry run that has shown how it is removed
         return
     for _ in range(ATTEMPTS):  # the guard of a container that was just removed ends with it
         if not is_alive(held):
@@ -2994,12 +3058,16 @@ def refuse_moved(config: Config, container: Container) -> None:
     """The error for a container whose project is not where it was: most likely its folder was moved."""
     if container.project is None or os.path.lexists(container.project):
         return
+    what = f"the project of {container.name} is gone: {container.project}"
+    raise TazpodError(what, way_out_of_moved(config, container))
+
+
+def way_out_of_moved(config: Config, container: Container) -> str:
+    """How to end a container whose project was moved: a mount follows a folder, so it can still save."""
     hint = f"{config.program} rm -f {container.name}"
-    if container.in_memory:  # a mount follows a folder that is moved, so what is in there can still save
+    if container.in_memory:
         hint = f"{quoted(config.program, 'exec', '-u', config.user, container.name)} tazpod lock, then {hint}"
-    raise TazpodError(
-        f"the project of {container.name} is gone: {container.project}", f"if it was moved: {hint}"
-    )
+    return f"if it was moved: {hint}"
 
 
 def belongs_to(container: Container, project: Path) -> bool:
@@ -3274,6 +3342,8 @@ def start_container(config: Config, container: Container | None, image: str) -> 
     if container is None:
         create_container(config, image)
     elif container.status in IDLE_STATES:
+        for source, _ in container.binds:
+            refuse_to_be_led_out(config.project, source, f"mounts: {source}")
         progress(f"starting the container {name} again")
         docker([config.program, "start", name])
         pretend(config, container._replace(status="running"))
@@ -3319,7 +3389,7 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         container = before
         if container is None or not container.running:
             container = start_container(made, container, image)
-            prove_mounts(made, container, before is None)
+        refuse_exchanged_mounts(made, container, before)
         if not is_installed(made, container):
             prove_shared(made, container, before is None)
             copy_tool(made)
@@ -3332,6 +3402,88 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
             if old:
                 warn(f"the container is older than {'; '.join(old)}; tazpod up --recreate makes it anew")
         return made, container
+
+
+def parts_below(folder: str, table: Sequence[Mount]) -> list[tuple[str, str]]:
+    """What lies at a real path of this host, and what is mounted below it: devices, and what of them.
+
+    The first is the folder itself.  A mount that another one covers is told by the device of the folder.
+    """
+    found = os.stat(folder).st_dev
+    device = f"{os.major(found)}:{os.minor(found)}"
+    around = [mount for mount in table if _is_below(folder, mount.point)]
+    around.sort(key=lambda mount: (mount.device == device, len(mount.point)))
+    if not around:
+        return []
+    last = around[-1]
+    parts = [(last.device, os.path.normpath(os.path.join(last.root, os.path.relpath(folder, last.point))))]
+    parts += [(mount.device, mount.root) for mount in table if _is_below(mount.point, folder)]
+    return parts
+
+
+def parts_of_project(project: Path, proc: str = "/proc") -> list[tuple[str, str]]:
+    """`parts_below` of a project, by the mount table of this process."""
+    with open(f"{proc}/self/mountinfo", "rb") as file:
+        return parts_below(os.path.realpath(project), parse_mountinfo(os.fsdecode(file.read())))
+
+
+def refuse_another_folder(config: Config, container: Container) -> None:
+    """An error for a running container whose workspace is not the folder that has this path now.
+
+    A folder may be moved, and another one put in its place.  The kernel's table tells what is mounted,
+    where the container's processes are this machine's; else nothing is told.
+    """
+    for mount in seen_mounts(container):
+        if mount.point != str(WORKSPACE):
+            continue
+        parts = parts_of_project(config.project)
+        if parts and parts[0] != (mount.device, mount.root):
+            what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
+            raise TazpodError(what, way_out_of_moved(config, container))
+
+
+def exchanged_mounts(config: Config, container: Container) -> list[str]:
+    """Which files and folders of the project a running container was to have, and has others: their paths.
+
+    A program that writes in the project may put a link there between our look and the engine's, which
+    follows it at each start.
+    """
+    table = [mount for mount in seen_mounts(container) if mount.kind != "tmpfs"]
+    binds = [bind for bind in container.binds if passes_through(config.project, bind[0])]
+    if not table or not binds:
+        return []
+    parts = parts_of_project(config.project)
+
+    def is_in_project(mount: Mount) -> bool:
+        return any(mount.device == device and _is_below(mount.root, root) for device, root in parts)
+
+    wrong = []
+    for source, place in binds:
+        here = [mount for mount in table if mount.point == os.path.normpath(place)]
+        if not here:  # the image has a link there: by the name at its end
+            name = os.path.basename(os.path.normpath(place))
+            here = [
+                mount for mount in table if os.path.basename(mount.point) == name and is_in_project(mount)
+            ]
+        if not here or not all(map(is_in_project, here)):
+            wrong.append(source)
+    return wrong
+
+
+def refuse_exchanged_mounts(config: Config, container: Container, before: Container | None) -> None:
+    """Refuse a container with `exchanged_mounts`; one that was started just now is ended."""
+    wrong = exchanged_mounts(config, container)
+    if not wrong or OPTIONS.dry_run:
+        return
+    hint = "something exchanges files there: see what else runs in the project, then again"
+    if before is None:
+        act([config.program, "rm", "-f", container.name])
+        forget_container(config, container)
+    elif not before.in_memory:
+        act([config.program, "kill", container.name])
+    else:
+        hint = "tazpod down, then again"
+    raise TazpodError(f"{', '.join(wrong)}: the container has something else than the project's", hint)
 
 
 def sees_sign(config: Config, container: Container) -> bool:
@@ -3372,55 +3524,6 @@ def prove_shared(config: Config, container: Container, new: bool) -> None:
     raise TazpodError(
         f"the engine's machine does not see {config.project}: the container would have another folder",
         f"work on that machine: ssh -t {there} {shlex.quote(command)}",
-    )
-
-
-def identity_below(project: Path, path: str) -> str:
-    """Which file a path is that leads to one in the project, as `stat -c %d:%i` tells it; '' for none.
-
-    The last look goes through no link, so it can end nowhere else, whatever is exchanged meanwhile.
-    """
-    root = os.path.realpath(project)
-    folder = os.open(root, _FOLDER)
-    try:
-        parts = Path(os.path.realpath(path)).relative_to(root).parts
-        for part in parts[:-1]:
-            inner = os.open(part, _FOLDER, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        found = os.stat(parts[-1] if parts else ".", dir_fd=folder, follow_symlinks=False)
-        return f"{found.st_dev}:{found.st_ino}"
-    except (ValueError, OSError):
-        return ""
-    finally:
-        os.close(folder)
-
-
-def prove_mounts(config: Config, container: Container, new: bool) -> None:
-    """Prove that what the container has of the project's files, besides the workspace, lies in the project.
-
-    A program that writes in the project may put a link there between our look and the engine's, which
-    follows it.  Where the engine has other numbers for files (in a virtual machine), nothing is proven.
-    """
-    roots = {str(config.project), os.path.realpath(config.project)}
-    shared = [bind for bind in container.binds if any(_is_below(bind[0], root) for root in roots)]
-    if not shared or OPTIONS.dry_run:
-        return
-    sources = [str(config.project), *(source for source, _ in shared)]
-    places = [str(WORKSPACE), *(place for _, place in shared)]
-    looked = capture([config.program, "exec", "-u", "0", container.name, "stat", "-Lc", "%d:%i", *places])
-    seen = looked.out.decode(errors="replace").split()
-    lying_there = [identity_below(config.project, source) for source in sources]
-    if looked.code == 0 and (seen == lying_there or seen[:1] != lying_there[:1]):
-        return
-    if new:
-        act([config.program, "rm", "-f", container.name])
-        forget_container(config, container)
-    else:
-        act([config.program, "kill", container.name])
-    raise TazpodError(
-        f"{', '.join(sources[1:])}: the container did not get what lies there in the project; it was ended",
-        "something exchanges files there: see what else runs in the project, then again",
     )
 
 
@@ -3794,27 +3897,6 @@ class Vault:
 # -- mounts: proc_pid_mountinfo(5)
 
 
-class Mount(NamedTuple):
-    """One line of a mount table."""
-
-    device: str
-    point: str
-    kind: str
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts of /proc/<pid>/mountinfo, in order; later ones cover earlier ones."""
-    mounts = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split(" ")
-        kinds = right.split(" ")
-        if len(fields) >= 5:
-            point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
-            mounts.append(Mount(fields[2], point, kinds[0]))
-    return mounts
-
-
 def mounts_after(table: Sequence[Mount], argv: Sequence[str]) -> list[Mount]:
     """The mounts as a call of mount(8) or umount(8) would leave them."""
     after = list(table)
@@ -4081,6 +4163,11 @@ def refuse_what_is_left(place: Path, device: int) -> None:
             return  # an umount that outlived its tazpod was faster: this is the disk
         room = os.statvfs(folder)
     left = (room.f_blocks - room.f_bfree) * room.f_frsize
+    if not room.f_blocks and not OPTIONS.dry_run:
+        raise VaultError(
+            f"{place} was made a file system without a limit, which does not tell whether it is empty",
+            "end all in the container: tazpod down --discard",
+        )
     if left and not OPTIONS.dry_run:
         raise VaultError(
             f"{left >> 10} KiB of deleted files are still held by a process that may not be looked into,"
@@ -5830,26 +5917,6 @@ def pod_vault(config: Config) -> Vault:
     """The vault as the pod sees it."""
     folder = Path(WORKSPACE, ENVELOPE, "vault")
     return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds)
-
-
-def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
-    """The mounts in a container, as far as this very machine shows them: that spares a docker-exec.
-
-    Only what is there is an answer.  The engine may be another machine's, whose numbers of processes
-    mean nothing here; so the process must be in the control group of that container (cgroups(7)), and
-    all is read of one process, however fast its number is given to another.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        texts = []
-        with closing(os.open(f"{proc}/{container.pid}", _FOLDER)) as folder:
-            for name in ("cgroup", "mountinfo"):
-                with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
-                    texts.append(os.fsdecode(file.read()))
-        groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
-        podman = f"libpod-{container.id}"
-        if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
-            return parse_mountinfo(texts[1])
-    return []
 
 
 def seen_to_be_open(config: Config, container: Container, proc: str = "/proc") -> bool:

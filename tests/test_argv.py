@@ -1062,8 +1062,7 @@ FORWARDED = [
 def test_a_word_of_the_vault_runs_in_the_pod_and_its_status_comes_back(
     *, tty, words, line, script, project, installed
 ):
-    for _ in range(2 if words[0] in ("lock", "save") else 1):
-        script.call(INSPECT, **answer("running", project))
+    script.call(INSPECT, **answer("running", project))
     script.call(pod(line, terminal=tty), code=9)
     with terminal() if tty else contextlib.nullcontext():
         assert script.play(*words) == 9

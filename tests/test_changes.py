@@ -108,7 +108,6 @@ LOOK = {
     "look_for_container": "the container and the image",
     "places_with_secrets": "the mounts of the container",
     "sees_sign": "a file that is made for that, and taken away",
-    "prove_mounts": "which files are mounted",
     "pods_of": "all containers",
     "create_container": "the network",
     "chosen_engine": "the engine's version",

@@ -349,31 +349,96 @@ status=$?
 rm {data} && mv {data}.aside {data}
 exit $status
 """
+ELSE = "the container has something else than the project's"
 
 
-@pytest.mark.parametrize("way", ["mounts", "docker.args"])
-def test_a_mount_of_the_project_that_is_exchanged_for_a_link_ends_the_container(
-    place: Place, way: str
-) -> None:
-    outside, data = place.box / "outside", place.folder / "data"
+@pytest.fixture
+def outside(place: Place) -> Path:
+    """A folder of the host with a key in it; beside it lies the project, with a folder `data`."""
+    outside = place.box / "outside"
     outside.mkdir()
     (outside / "key").write_text("a key of the host")
-    data.mkdir()
-    mount = '["./data:/data"]' if way == "mounts" else f'["-v", "{data}:/data"]'
-    place.init(f"{way}: {mount}")
-    real = shutil.which(ENGINE)
+    (place.folder / "data").mkdir()
+    return outside
+
+
+def mounting(way: str, place: Place) -> str:
+    """The setting that mounts that folder at /data."""
+    if way == "another path":
+        (place.box / "alias").symlink_to(place.folder)
+        return f'mounts: ["{place.box}/alias/data:/data"]'
+    if way == "docker.args":
+        return f'docker.args: ["-v", "{place.folder}/data:/data"]'
+    return 'mounts: ["./data:/var/run/data"]'  # where the image has a link
+
+
+def put_link(place: Place, outside: Path) -> None:
+    (place.folder / "data").rename(place.folder / "aside")
+    (place.folder / "data").symlink_to(outside)
+
+
+def take_link_away(place: Place) -> None:
+    (place.folder / "data").unlink()
+    (place.folder / "aside").rename(place.folder / "data")
+
+
+@pytest.mark.parametrize("way", ["mounts", "another path", "docker.args"])
+def test_a_mount_of_the_project_that_is_exchanged_for_a_link_ends_the_container(
+    place: Place, way: str, outside: Path
+) -> None:
+    place.init(mounting(way, place))
     fakes = place.box / "fakes"
     fakes.mkdir()
-    (fakes / ENGINE).write_text(SWAPPING.format(real=real, data=data, outside=outside))
+    real = shutil.which(ENGINE)
+    (fakes / ENGINE).write_text(SWAPPING.format(real=real, data=place.folder / "data", outside=outside))
     (fakes / ENGINE).chmod(0o755)
     swapped = {"PATH": f"{fakes}:{os.environ['PATH']}"}
     refused = place.run("up", **swapped)
-    assert refused.returncode == 1 and "did not get what lies there in the project" in refused.stderr
+    assert refused.returncode == 1 and ELSE in refused.stderr
     assert place.name not in docker("ps", "-a", "--format", "{{.Names}}").split()
     place.ok("up")
-    assert "key" not in place.reads("ls /data")
+    assert "key" not in place.reads("ls /data /var/run/data 2> /dev/null || :")
     docker("stop", "-t", "0", place.name)
     refused = place.run("up", **swapped)
-    assert refused.returncode == 1 and "did not get what lies there in the project" in refused.stderr
+    assert refused.returncode == 1 and ELSE in refused.stderr
     assert place.name not in docker("ps", "--format", "{{.Names}}").split()
+    put_link(place, outside)
+    refused = place.run("up")  # nothing is started
+    assert refused.returncode == 2 and "leads out of the project" in refused.stderr
+    take_link_away(place)
+    place.ok("down")
+
+
+def test_a_container_that_somebody_else_starts_with_another_mount_is_not_entered(
+    place: Place, outside: Path
+) -> None:
+    place.init(mounting("mounts", place)).ok("up")
+    put_link(place, outside)
+    docker("restart", "-t", "0", place.name)
+    take_link_away(place)
+    refused = place.run("run", "true")
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    place.ok("down")
+
+
+def test_no_volume_of_docker_lies_in_the_project(place: Place, outside: Path) -> None:
+    options = ("type=none", "o=bind", f"device={place.folder}/data")
+    words = ",".join(("type=volume", "target=/data", *(f"volume-opt={option}" for option in options)))
+    place.init(f'docker.args: ["--mount", "{words}"]')
+    refused = place.run("up")
+    assert refused.returncode == 2 and "no volume can lie in the project" in refused.stderr
+
+
+def test_a_project_that_was_moved_and_another_put_in_its_place_is_told_apart(place: Place) -> None:
+    place.init()
+    place.ok("unlock", passphrase=PASSPHRASE)
+    moved = place.folder.with_name("moved")
+    place.folder.rename(moved)
+    shutil.copytree(moved, place.folder)
+    for word in ("save", "lock", "down", "status", "up"):
+        refused = place.run(word)
+        assert refused.returncode == 1 and "that one was moved" in refused.stderr, word
+    shutil.rmtree(place.folder)
+    moved.rename(place.folder)
+    assert "saved" in place.ok("save", "--force")
     place.ok("down")
