@@ -2991,8 +2991,8 @@ class Found(NamedTuple):
     image: str
 
 
-def look_for_container(config: Config) -> Found:
-    """What is there of a project as it is now: usually in one call of docker.
+def look_for_container(config: Config, *, new: bool = False) -> Found:
+    """What is there of a project as it is now: usually in one call of docker.  A `new` one is proven later.
 
     A container of this project under another name is found too: the config may have been edited.  One
     that belongs to another folder is an error: never entered, never removed.
@@ -3008,7 +3008,7 @@ def look_for_container(config: Config) -> Found:
         refuse_other_engine(config)
         refuse_hidden_container(config)
         return Found(config, None, image)
-    if container.running:
+    if container.running and not new:
         refuse_another_folder(config, container)
     return Found(config_of(config, container), container, image)
 
@@ -3354,7 +3354,7 @@ def start_container(config: Config, container: Container | None, image: str) -> 
         raise TazpodError(
             f"the container {name} is {container.status}", f"{config.program} rm -f {name}, then again"
         )
-    started = look_for_container(config).container
+    started = look_for_container(config, new=container is None).container
     if started is None or not started.running:
         raise TazpodError(
             f"the container {name} stopped as soon as it was started",
@@ -3427,6 +3427,16 @@ def parts_of_project(project: Path, proc: str = "/proc") -> list[tuple[str, str]
         return parts_below(os.path.realpath(project), parse_mountinfo(os.fsdecode(file.read())))
 
 
+def not_shared(config: Config) -> TazpodError:
+    """The error for a container that has another folder in the place of the project."""
+    there = engine_host() or "HOST"
+    command = f"cd {shlex.quote(str(config.project))} && tazpod"
+    return TazpodError(
+        f"the engine's machine does not see {config.project}: the container would have another folder",
+        f"work on that machine: ssh -t {there} {shlex.quote(command)}",
+    )
+
+
 def refuse_another_folder(config: Config, container: Container) -> None:
     """An error for a running container whose workspace is not the folder that has this path now.
 
@@ -3437,7 +3447,9 @@ def refuse_another_folder(config: Config, container: Container) -> None:
         if mount.point != str(WORKSPACE):
             continue
         parts = parts_of_project(config.project)
-        if parts and parts[0] != (mount.device, mount.root):
+        if parts and parts[0][0] != mount.device:
+            raise not_shared(config)
+        if parts and parts[0][1] != mount.root:
             what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
             raise TazpodError(what, way_out_of_moved(config, container))
 
@@ -3519,12 +3531,7 @@ def prove_shared(config: Config, container: Container, new: bool) -> None:
     if new:
         act([config.program, "rm", "-f", container.name])
         forget_container(config, container)
-    there = engine_host() or "HOST"
-    command = f"cd {shlex.quote(str(config.project))} && tazpod"
-    raise TazpodError(
-        f"the engine's machine does not see {config.project}: the container would have another folder",
-        f"work on that machine: ssh -t {there} {shlex.quote(command)}",
-    )
+    raise not_shared(config)
 
 
 def tool_files() -> Iterator[tuple[str, bytes]]:
