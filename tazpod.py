@@ -4784,8 +4784,12 @@ def survey(root: Path) -> Tree:
     Raises VaultError with the name of what cannot be read.
     """
     walk = Walk(root)
-    while walk.pending:
-        walk.look_into(walk.pending.pop())
+    try:
+        while walk.pending:
+            walk.look_into(walk.pending.pop())
+    except FileNotFoundError as error:
+        what = f"{error.filename}: went away while the vault was read"
+        raise VaultError(what, "something moves files in it: again, when that has ended") from None
     # In the order of tar, which sets a folder's time once, when it leaves it.
     names = sorted(walk.names, key=lambda name: name.split(b"/"))
     digest = str(walk.digest.hexdigest())
@@ -5335,7 +5339,7 @@ STORAGE_HINTS = {  # by the code of the service's error
     "403": "may this login use the bucket? aws_sso in the config says which it is",
 }
 REDIRECT_CODES = ("301", "307", "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed")
-ELSEWHERE_HINT = "is aws_sso.region the bucket's, and aws_sso.endpoint the storage's? tazpod config"
+ELSEWHERE_HINT = "is aws_sso.region the bucket's, and aws_sso.endpoint_url the storage's? tazpod config"
 LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "UnauthorizedException")
 LOGIN_SIGNS = (
     *("sso session", "token has expired", "error loading sso token", "unable to locate credentials"),
@@ -5686,7 +5690,10 @@ def download(storage: Storage, target: Path, key: str) -> Remote | None:
         size = os.fstat(fd).st_size
         os.fsync(fd)
     if size == 0 or size != remote.size or remote.digest not in ("", digest):
-        raise StorageError(f"storage {storage.bucket}: {key} came damaged", "try again")
+        raise StorageError(
+            f"storage {storage.bucket}: {key} came damaged",
+            "again; or, from where it is whole: tazpod push --force",
+        )
     return remote._replace(digest=digest)
 
 
@@ -6380,7 +6387,7 @@ def syncing(vault: Vault) -> Iterator[Path]:
 
 
 def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
-    """Send the sealed vault to the storage; False when it is there already.
+    """Send the sealed vault to the storage; False when it is there already.  With `force` it is always sent.
 
     Raises StorageError, also for a conflict; the remote is then as it was.
     """
@@ -6394,7 +6401,7 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             size = look_at(vault.sealed).st_size
         base = base_of(vault, config)
         present = head(storage)
-        if present and present.digest == digest and present.size == size:
+        if present and present.digest == digest and present.size == size and not force:
             synced(vault, config, present.etag, digest)
             return False
         reason = ""
@@ -6406,7 +6413,7 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
             if now:
                 synced(vault, config, now.etag, digest)
                 return True
-            reason = "another machine pushed at the same time"
+            reason = "another machine pushed at the same time, or the storage did not keep what was sent"
         write_base(vault, config, **{**base, "conflict": digest})
         raise conflict(reason)
 
@@ -7534,6 +7541,9 @@ def replace_container(config: Config, force: bool) -> None:
     if not image:
         get_image(config)
         image = config.image
+    aside = f"{config.container_name}-old"
+    if aside in pods_of(config.program, [aside]):
+        raise TazpodError(f"there is a container {aside} already", f"{config.program} rm -f {aside}")
     made, old = empty_container(config, discard=False, force=force)
     if old is None:
         return
@@ -7545,6 +7555,9 @@ def replace_container(config: Config, force: bool) -> None:
             if old.running:
                 docker([config.program, "kill", aside])
             create_container(config, image)
+            started = look_for_container(config, new=True).container
+            if started:
+                refuse_exchanged_mounts(config, started, None)
         except BaseException:
             with uninterrupted():
                 put_container_back(config, old, aside)
@@ -7556,8 +7569,11 @@ def replace_container(config: Config, force: bool) -> None:
 def put_container_back(config: Config, old: Container, aside: str) -> None:
     """Give the container that could not be replaced its name again, and let it run as before."""
     failed = [act([config.program, "rename", aside, old.name])]
-    if old.running:
+    if old.running and not any(leads_out(config.project, source) for source, _ in old.binds):
         failed.append(act([config.program, "start", old.id]))
+        started = look_for_container(config._replace(container_name=old.name), new=True).container
+        if started:
+            refuse_exchanged_mounts(config, started, old._replace(status="exited"))
     failed = [result for result in failed if result.code != 0]
     if failed:
         warn(f"the container of before is kept as {aside}: {failed[0].reason}")
@@ -8644,7 +8660,9 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     if f.container_state:
         rows.append(("container", f.container_state, [f.container_name, image]))
     if f.vault_used:
-        opened = {None: "unknown", True: "open", False: "locked"}[f.vault_open]
+        opened = {None: "unknown", True: "open", False: "moving" if f.vault_remains else "locked"}[
+            f.vault_open
+        ]
         running = {True: "running", False: "not running"}[f.daemon_running]
         works = {True: "saves, pushes and locks by itself", False: "starts with the container"}[
             f.daemon_running

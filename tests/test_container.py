@@ -402,6 +402,11 @@ def test_a_mount_of_the_project_that_is_exchanged_for_a_link_ends_the_container(
     refused = place.run("up", **swapped)
     assert refused.returncode == 1 and ELSE in refused.stderr
     assert place.name not in docker("ps", "--format", "{{.Names}}").split()
+    place.ok("up")
+    refused = place.run("up", "--recreate", **swapped)
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    assert "key" not in place.inside("ls /data /var/run/data").stdout
+    docker("stop", "-t", "0", place.name)
     put_link(place, outside)
     refused = place.run("up")  # nothing is started
     assert refused.returncode == 2 and "leads out of the project" in refused.stderr

@@ -103,6 +103,16 @@ def test_pull_brings_a_private_file_and_no_vault_is_none(bench: Bench) -> None:
 
 
 @needs_engine
+def test_what_is_damaged_in_the_storage_is_sent_again_by_force(bench: Bench) -> None:
+    a, b = two(bench)
+    digest = hashlib.sha256(a.sealed.read_bytes()).hexdigest()
+    bench.put(b"other bytes", metadata=f"content-sha256={digest}")
+    assert "tazpod push --force" in b.pull().hint
+    assert a.push(force=True).result is True
+    assert bench.latest() == a.has()
+
+
+@needs_engine
 def test_a_bucket_that_is_not_there_is_said_by_push_and_is_no_vault_for_pull(bench: Bench) -> None:
     a = bench.machine("a", config={"aws_bucket": "no-such-bucket"}, limits=QUICK)
     assert a.pull().result is None
