@@ -2154,10 +2154,14 @@ def _digest_of_value(value: str) -> str:
 
 def _without_values(words: Sequence[str]) -> list[str]:
     """Words for docker-run(1), with a digest for what may be the value of a variable: docker takes it in
-    many forms, so that is whatever stands behind the first `=` of a word that is no long option."""
+    many forms, so that is whatever stands behind the first `=` of a word that is no long option, and of
+    one that follows -e or --env."""
     hidden = []
-    for word in words:
-        found = re.fullmatch(r"((?:--env=|(?!--))-?[^=]+=)(.+)", word, re.DOTALL)
+    for before, word in zip(("", *words), words):
+        form = r"((?:--env=|(?!--))-?[^=]+=)(.+)"
+        if re.fullmatch("-[A-Za-z]*e|--env", before):
+            form = "([^=]*=)(.+)"
+        found = re.fullmatch(form, word, re.DOTALL)
         if found:
             hidden.append(found[1] + _digest_of_value(found[2]))
         else:
@@ -3059,14 +3063,15 @@ def refuse_moved(config: Config, container: Container) -> None:
     if container.project is None or os.path.lexists(container.project):
         return
     what = f"the project of {container.name} is gone: {container.project}"
-    raise TazpodError(what, way_out_of_moved(config, container))
+    raise TazpodError(what, way_out_of_moved(config.program, container))
 
 
-def way_out_of_moved(config: Config, container: Container) -> str:
+def way_out_of_moved(program: str, container: Container) -> str:
     """How to end a container whose project was moved: a mount follows a folder, so it can still save."""
-    hint = f"{config.program} rm -f {container.name}"
+    hint = f"{program} rm -f {container.name}"
     if container.in_memory:
-        hint = f"{quoted(config.program, 'exec', '-u', config.user, container.name)} tazpod lock, then {hint}"
+        inside = quoted(program, "exec", "-u", container.user or "tazpod", container.name)
+        hint = f"{inside} tazpod lock, then {hint}"
     return f"if it was moved: {hint}"
 
 
@@ -3182,7 +3187,7 @@ def project_of(name: str) -> Path:
     project = Path(str(pod.project))
     refuse_moved(Config(project, name, user=pod.user or DEFAULT_USER, program=pod.engine), pod)
     if not (project / ENVELOPE).is_dir():
-        raise TazpodError(f"the project of {name} is gone: {project}", f"{pod.engine} rm -f {name}")
+        raise TazpodError(f"the project of {name} is gone: {project}", way_out_of_moved(pod.engine, pod))
     named = parse_config(config_text(project), project)[0].container_name
     if name != named and pod.id not in read_records(project):
         raise TazpodError(
@@ -3451,7 +3456,7 @@ def refuse_another_folder(config: Config, container: Container) -> None:
             raise not_shared(config)
         if parts and parts[0][1] != mount.root:
             what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
-            raise TazpodError(what, way_out_of_moved(config, container))
+            raise TazpodError(what, way_out_of_moved(config.program, container))
 
 
 def exchanged_mounts(config: Config, container: Container) -> list[str]:
@@ -4938,8 +4943,28 @@ def login_in_ram(vault: Vault) -> None:
         os.close(mount_ram(vault.home / ".aws", "1m"))
 
 
+def holder_is_here(path: Path) -> bool:
+    """Whether a process that this container can see holds the flock on a file (proc_locks(5))."""
+    inode = path.stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        if re.search(rf"\bFLOCK\b.* [0-9a-f]+:[0-9a-f]+:{inode} ", line):
+            return True
+    return False
+
+
 def tell_lost(vault: Vault) -> None:
-    """Of a locked vault: say so, once, when its RAM went away while it was open."""
+    """Of a locked vault: say so, once, when its RAM went away while it was open.
+
+    While a guard of the project is at work, only the container that it is in can tell; another container
+    gets an error, for the vault may be open there.
+    """
+    guarded = vault.folder.parent / "run" / GUARD_LOCK
+    if vault.marker.exists() and is_alive(guarded):
+        if not in_pod():
+            return
+        if not holder_is_here(guarded):
+            what = "another container of this project is at work, and may hold its open vault"
+            raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
     with contextlib.suppress(OSError):
         when = utc(look_at(vault.marker).st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")

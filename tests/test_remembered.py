@@ -7,7 +7,7 @@ import json
 import enginelib
 import pytest
 import yaml
-from enginelib import PASSPHRASE, Place, docker
+from enginelib import IMAGE, PASSPHRASE, Place, docker
 
 import tazpod
 
@@ -84,3 +84,30 @@ def test_recreate_saves_what_the_container_of_before_holds(open_place: Place, li
         assert names == [open_place.name + "-new" * line.startswith("container_name")]
     assert "the container" in open_place.ok("down", "--discard")
     assert kept(open_place, before) == {"first": "precious"}
+
+
+def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_lost_or_locked(
+    open_place: Place,
+) -> None:
+    other = f"{open_place.name}-other"
+    mounts = ("-v", f"{open_place.folder}:/workspace", "-e", f"HOST_CWD={open_place.folder}")
+    docker("run", "-d", "--name", other, *mounts, IMAGE, "sleep", "infinity")
+    try:
+        open_place.configure(f"container_name: {other}")
+        for word in (("lock",), ("unlock",)):
+            refused = open_place.run(*word, passphrase=PASSPHRASE if word == ("unlock",) else None)
+            assert refused.returncode == 1 and "another container of this project" in refused.stderr
+        assert "is lost" not in open_place.run("status").stdout and open_place.is_open()
+        assert "saved (1 file" in open_place.ok("--pod", open_place.name, "lock")
+        assert "locked already" in open_place.ok("lock")
+    finally:
+        docker("rm", "-f", other)
+
+
+def test_the_container_of_a_folder_that_was_moved_can_still_save(open_place: Place) -> None:
+    open_place.folder.rename(open_place.folder.with_name("moved"))
+    open_place.folder.mkdir()
+    refused = open_place.run("--pod", open_place.name, "lock")
+    assert refused.returncode == 1 and "tazpod lock, then" in refused.stderr
+    open_place.folder.rmdir()
+    open_place.folder.with_name("moved").rename(open_place.folder)

@@ -116,7 +116,9 @@ def test_a_value_that_stands_in_the_text_twice_is_the_right_one(text, project):
     assert request.kept and request.config == tazpod.parse_config(text, project)[0]
 
 
-@pytest.mark.parametrize("words", [["-ite", "A=zebra"], ["-e", "a-b=zebra"], ["-tieA=zebra"], ["-e=A=zebra"]])
+@pytest.mark.parametrize(
+    "words", [["-ite", "A=zebra"], ["-e", "a-b=zebra"], ["-e", "--a=zebra"], ["-tieA=zebra"], ["-e=A=zebra"]]
+)
 def test_no_form_of_a_variable_in_the_words_for_docker_is_kept(words, project):
     approve(project, f"docker: {{args: {json.dumps(words)}}}")
     assert "zebra" not in tazpod.approval_file(project).read_text()
