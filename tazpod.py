@@ -2475,6 +2475,30 @@ def dockerfile_changes(text: bytes, approval: Approval) -> list[Change]:
     return [Change("the digest of its text", approval.dockerfile or digest_of(DOCKERFILE.encode()), digest)]
 
 
+# -- mount tables
+
+
+class Mount(NamedTuple):
+    """One line of a mount table: where what of which file system is mounted."""
+
+    device: str
+    point: str
+    kind: str
+    root: str = "/"
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts of /proc/<pid>/mountinfo (proc(5)), in order; later ones cover earlier ones."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        if len(fields) >= 5:
+            root, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in fields[3:5])
+            mounts.append(Mount(fields[2], point, right.split(" ")[0], root))
+    return mounts
+
+
 # ── 5. container ──────────────────────────────────────────────────────────────────────────
 
 
@@ -2844,27 +2868,6 @@ def names_a_host_folder(variables: Iterable[str]) -> bool:
 
 
 # -- what a container has mounted
-
-
-class Mount(NamedTuple):
-    """One line of a mount table: where what of which file system is mounted."""
-
-    device: str
-    point: str
-    kind: str
-    root: str = "/"
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts of /proc/<pid>/mountinfo (proc(5)), in order; later ones cover earlier ones."""
-    mounts = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split(" ")
-        if len(fields) >= 5:
-            root, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in fields[3:5])
-            mounts.append(Mount(fields[2], point, right.split(" ")[0], root))
-    return mounts
 
 
 def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
