@@ -3069,11 +3069,11 @@ def refuse_moved(config: Config, container: Container) -> None:
     raise TazpodError(what, way_out_of_moved(config.program, container))
 
 
-def way_out_of_moved(program: str, container: Container) -> str:
+def way_out_of_moved(engine: str, container: Container) -> str:
     """How to end a container whose project was moved: a mount follows a folder, so it can still save."""
-    hint = f"{program} rm -f {container.name}"
+    hint = f"{engine} rm -f {container.name}"
     if container.in_memory:
-        inside = quoted(program, "exec", "-u", container.user or "tazpod", container.name)
+        inside = quoted(engine, "exec", "-u", container.user or "tazpod", container.name)
         hint = f"{inside} tazpod lock, then {hint}"
     return f"if it was moved: {hint}"
 
@@ -3479,13 +3479,13 @@ def exchanged_mounts(config: Config, container: Container) -> list[str]:
 
     wrong = []
     for source, place in binds:
-        here = [mount for mount in table if mount.point == os.path.normpath(place)]
-        if not here:  # the image has a link there: by the name at its end
+        mounted = [mount for mount in table if mount.point == os.path.normpath(place)]
+        if not mounted:  # the image has a link there: by the name at its end
             name = os.path.basename(os.path.normpath(place))
-            here = [
+            mounted = [
                 mount for mount in table if os.path.basename(mount.point) == name and is_in_project(mount)
             ]
-        if not here or not all(map(is_in_project, here)):
+        if not mounted or not all(map(is_in_project, mounted)):
             wrong.append(source)
     return wrong
 
