@@ -106,6 +106,7 @@ DOCKERFILE_PATH = ".tazpod/Dockerfile.ai"
 SEALED_NAME = "vault.tar.aes"
 GO_NAME = "vault.tar.aes.go"  # the file that Go TazPod wrote, kept when the first save replaces it
 WORKSPACE = "/workspace"
+POD_RUN = "/workspace/.tazpod/run"  # where host and pod see each other's sessions
 POD_TOOL = "/opt/tazpod"
 POD_MADE = "/opt/tazpod/made.json"  # what the container was made with
 POD_LAUNCHER = "/usr/local/bin/tazpod"
@@ -720,6 +721,8 @@ def ask_new_passphrase() -> bytes:
 # - Every status is read.  What failed is said by whoever called; why, in the program's own line.
 # - Nothing runs for ever but what a person works in.
 
+
+DEVNULL = -3  # as in subprocess, which is not loaded before something runs
 
 # The two libraries as packages of a system, by the program that installs them.
 SYSTEM_PACKAGES = {"apt-get": "python3-plumbum python3-yaml", "dnf": "python3-plumbum python3-pyyaml"}
@@ -2053,6 +2056,20 @@ def is_alive(path: Path) -> bool:
     return False
 
 
+def read_record(project: Path, name: str) -> dict[str, Any]:
+    """What this host remembers of a project under a name; nothing when that is of another project."""
+    record = read_json(project_state(project) / name)
+    if record.pop("project", "") != str(project):
+        return {}
+    return record
+
+
+def write_record(project: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Remember something of a project under a name."""
+    folder = private_folder(project_state(project))
+    write_whole(folder / name, json.dumps({"project": str(project), **record}).encode())
+
+
 def projects_file() -> Path:
     """Where this host remembers its projects, one a line: init gives each a container name of its own."""
     return state_folder() / "projects"
@@ -2201,15 +2218,10 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
         if KEYS[name].kind is dict:
             new = dict(new)
         shown = json.dumps(new)
-        if name.startswith("build.") and is_outside(project, new):
+        if name.startswith("build.") and not _is_below(os.path.normpath(project / new), str(project)):
             shown += " (outside the project)"
         changes.append(Change(name, json.dumps(old), shown))
     return changes
-
-
-def is_outside(project: Path, path: str) -> bool:
-    """Whether a path, as it is written, is not one below the project."""
-    return not _is_below(os.path.normpath(project / path), str(project))
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -2252,25 +2264,21 @@ def approved_config(project: Path, approval: Approval, text: str = "") -> Config
     return Config(project, **values, aws_named=approval.aws_named)
 
 
-def approval_file(project: Path) -> Path:
-    """Where the approval of a project is kept."""
-    return project_state(project) / "approved.json"
+APPROVAL_RECORD = "approved.json"
 
 
 def read_approval(project: Path) -> Approval | None:
     """What was approved for a project, or None."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        kept = json.loads(approval_file(project).read_bytes())
-        if kept.pop("project") == str(project) and isinstance(kept["settings"], dict):
+    kept = read_record(project, APPROVAL_RECORD)
+    with contextlib.suppress(TypeError):  # it has other fields than ours
+        if isinstance(kept.get("settings"), dict):
             return Approval(**kept)
     return None
 
 
 def write_approval(project: Path, approval: Approval) -> None:
     """Keep what was approved for a project."""
-    private_folder(project_state(project))
-    record = {"project": str(project), **approval._asdict()}
-    write_whole(approval_file(project), json.dumps(record).encode())
+    write_record(project, APPROVAL_RECORD, approval._asdict())
     older = state_folder() / "configs"  # version 0.5.0 kept whole configs there, values of `env` too
     if older.is_dir():
         for path in older.iterdir():
@@ -2822,6 +2830,8 @@ def container_of(data: Mapping[str, Any]) -> Container:
         binds = [(source, place) for place, source in mounts.items() if place != WORKSPACE]
         networks = (data.get("NetworkSettings") or {}).get("Networks") or ()
         project = workspace_source(mounts)
+        variables = data["Config"].get("Env") or []
+        named = any(variable.startswith("HOST_CWD=") for variable in variables)  # by every TazPod
         return Container(
             id=data["Id"],
             status=data["State"]["Status"],
@@ -2833,7 +2843,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
             name=data["Name"].lstrip("/"),
             user=user_by_mounts(mounts),
             binds=tuple(binds),
-            ours=bool(project) and names_a_host_folder(data["Config"].get("Env") or []),
+            ours=bool(project) and named,
         )
     except (LookupError, TypeError, AttributeError):
         raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
@@ -2860,11 +2870,6 @@ def user_by_mounts(mounts: Mapping[str, str]) -> str:
     if len(users) != 1:
         return ""
     return users[0]
-
-
-def names_a_host_folder(variables: Iterable[str]) -> bool:
-    """Whether a container has the variable that every TazPod gives to its own."""
-    return any(variable.startswith("HOST_CWD=") for variable in variables)
 
 
 # -- what a container has mounted
@@ -2896,24 +2901,22 @@ def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
 # in it.  So what the container was made with is kept where nothing in it can write (`project_state`),
 # by the id that docker gave it; what docker itself knows counts where that is lost.
 
+CONTAINERS_RECORD = "containers.json"
 RECORD_LIMIT = 8  # containers of one project: more than one only on several engines
 
 
 def read_records(project: Path) -> dict[str, dict[str, Any]]:
     """What this host remembers of the containers of a project, by id."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        kept = json.loads((project_state(project) / "containers.json").read_bytes())
-        if kept["project"] == str(project):
-            return dict(kept["containers"])
-    return {}
+    records = read_record(project, CONTAINERS_RECORD).get("containers")
+    if not isinstance(records, dict):
+        return {}
+    return records
 
 
 def write_records(project: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Keep what is known of the containers of a project, the newest of them."""
-    private_folder(project_state(project))
     newest = dict(list(records.items())[-RECORD_LIMIT:])
-    text = json.dumps({"project": str(project), "containers": newest})
-    write_whole(project_state(project) / "containers.json", text.encode())
+    write_record(project, CONTAINERS_RECORD, {"containers": newest})
 
 
 def remember_container(config: Config, container: Container, **more: Any) -> None:
@@ -3373,8 +3376,7 @@ def start_container(config: Config, container: Container | None, image: str) -> 
 
 def run_hook(argv: Sequence[str]) -> None:
     """Run hooks.post_up; its failure is told, and no reason to stay outside."""
-    with open(os.devnull, "rb") as nothing:
-        code = run_foreground(argv, stdin=nothing.fileno())
+    code = run_foreground(argv, stdin=DEVNULL)
     if code != 0:
         warn(f"hooks.post_up ended with status {code}")
 
@@ -3834,7 +3836,7 @@ def hook_programs(user: str) -> None:
 
 def sees_locks() -> bool:
     """In a container that is set up: whether the lock that the host holds meanwhile is one here too."""
-    place = Path(WORKSPACE, ENVELOPE, "run", UP_LOCK)
+    place = Path(POD_RUN, UP_LOCK)
     with contextlib.suppress(OSError), closing(open_shared(place)) as fd:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
@@ -4804,11 +4806,6 @@ def survey(root: Path) -> Tree:
     return Tree(digest, tuple(names), walk.files, walk.size, walk.largest, tuple(walk.left_out))
 
 
-def tar_names(tree: Tree) -> bytes:
-    """The names as tar reads them from --files-from with --null."""
-    return b"".join(b"./" + name + b"\0" for name in tree.names)
-
-
 def read_state(root: Path) -> dict[str, str]:
     """What is known of an open vault: the digests `tree` and `sealed` of the last save; or nothing.
 
@@ -4974,18 +4971,27 @@ def tell_lost(vault: Vault) -> None:
         remove_file(vault.marker)
 
 
+@contextlib.contextmanager
+def passing_ram(vault: Vault) -> Iterator[int]:
+    """A fresh tmpfs on TRANSIT, which is destroyed at the end."""
+    destroy_transit(vault)
+    try:
+        with closing(mount_tmpfs(vault)) as ram:
+            yield ram
+    finally:
+        with uninterrupted():
+            destroy_transit(vault)
+
+
 def prove_ram(vault: Vault) -> None:
     """Find out before the passphrase is asked for whether there is RAM to open the vault into."""
     with exclusive(vault):
         if is_open(vault):
             return
         tell_lost(vault)
-        destroy_transit(vault)
-        try:
-            must_be_empty(vault.mount)
-            os.close(mount_tmpfs(vault))
-        finally:
-            destroy_transit(vault)
+        must_be_empty(vault.mount)
+        with passing_ram(vault):
+            pass
 
 
 def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
@@ -4993,13 +4999,8 @@ def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
 
     So `unlock`, `verify` and `restore` have one judgement of what opens.
     """
-    destroy_transit(vault)
-    try:
-        with closing(mount_tmpfs(vault)) as ram:
-            return unpack(vault, sealed, passphrase, ram)[1]
-    finally:
-        with uninterrupted():
-            destroy_transit(vault)
+    with passing_ram(vault) as ram:
+        return unpack(vault, sealed, passphrase, ram)[1]
 
 
 def left_in_transit(vault: Vault) -> bool:
@@ -5043,7 +5044,8 @@ def bind_into_home(vault: Vault) -> None:
 
 def seal(tree: Tree, root: Path, passphrase: bytes, target: int) -> None:
     """Pack a tree and seal it into a descriptor (tar(1), pax(5), gpg(1))."""
-    with closing(memory_file(tar_names(tree))) as names, closing(memory_file()) as nothing:
+    listed = b"".join(b"./" + name + b"\0" for name in tree.names)
+    with closing(memory_file(listed)) as names, closing(memory_file()) as nothing:
         with empty_folder("tazpod-gpg-") as homedir, secret_fd(passphrase) as fd:
             stages = [Stage(pack_argv(root, names), (names,)), Stage(encrypt_argv(homedir, fd), (fd,))]
             failure = first_failure(stages, stream(stages, nothing, target))
@@ -5198,11 +5200,6 @@ def utc(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
 
 
-def version_name(mtime: float) -> str:
-    """The name of a version in the history, by the time when it was sealed (UTC)."""
-    return time.strftime("vault-%Y%m%dT%H%M%S", time.gmtime(mtime))
-
-
 def sealed_digest(vault: Vault) -> str:
     """The digest of the sealed file; '' when there is none, or an empty one."""
     with contextlib.suppress(FileNotFoundError):
@@ -5226,7 +5223,7 @@ def add_version(vault: Vault, path: Path) -> None:
     present = os.lstat(path)
     if any(os.path.samestat(version.lstat(), present) for version in versions(vault)):
         return  # a save was killed before it came to the replacing
-    stem = version_name(present.st_mtime)
+    stem = time.strftime("vault-%Y%m%dT%H%M%S", time.gmtime(present.st_mtime))
     name = f"{stem}.tar.aes"
     number = 1
     while (vault.history / name).exists():
@@ -5373,7 +5370,7 @@ LOGIN_SIGNS = (
     *("sso session", "token has expired", "error loading sso token", "unable to locate credentials"),
     "the config profile",  # could not be found: there was no login yet
 )
-UNKNOWN_OPTIONS = "Unknown options"
+UNKNOWN_OPTIONS = "Unknown options"  # so says aws itself, when it is too old for one
 
 # What the storage says, and what remote.json says (a container can write that), is believed only in
 # these forms.
@@ -5449,11 +5446,6 @@ def aws_config_file() -> Path:
     return Path(os.environ.get("AWS_CONFIG_FILE") or POD_AWS_CONFIG)
 
 
-def aws_credentials_file() -> Path:
-    """The file with the keys of the AWS CLI."""
-    return Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home_folder() / ".aws/credentials")
-
-
 def checked_settings(path: Path) -> bytes:
     """What a file of settings for aws says, after each setting was found to be one of AWS_SETTINGS."""
     import configparser
@@ -5505,7 +5497,7 @@ def aws_environment(profile: str = "") -> Iterator[dict[str, str]]:
 
     home = home_folder()
     settings = checked_settings(aws_config_file())
-    credentials = aws_credentials_file()
+    credentials = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / ".aws/credentials")
     checked_settings(credentials)
     memory = "/dev/shm"
     if not os.path.isdir(memory):
@@ -5725,24 +5717,6 @@ def download(storage: Storage, target: Path, key: str) -> Remote | None:
     return remote._replace(digest=digest)
 
 
-def too_old(error: StorageError) -> bool:
-    """Whether aws itself, not the storage, refused an option that it does not know."""
-    return error.code == UNKNOWN_OPTIONS
-
-
-def put_words(
-    storage: Storage, path: object, digest: str, base: Remote | None, push_id: str
-) -> tuple[str, ...]:
-    """What put-object is told: what goes there, and, last, which version it replaces."""
-    metadata = f"content-sha256={digest},tazpod-push={push_id}"
-    if storage.project:
-        metadata += f",tazpod-project={storage.project}"
-    words = ("--key", storage.latest, "--body", str(path), "--metadata", metadata)
-    if base:
-        return (*words, "--if-match", base.etag)
-    return (*words, "--if-none-match", "*")
-
-
 def etag_of(remote: Remote | None) -> str:
     """The etag of an object; '' when there is none."""
     if remote is None:
@@ -5756,11 +5730,17 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
     Read back before it is believed.  A retry of aws's own after a lost answer looks like a
     conflict, so the object is looked at for the id of this push before it is called one.
     """
-    *words, condition, value = put_words(storage, path, digest, base, push_id)
+    metadata = f"content-sha256={digest},tazpod-push={push_id}"
+    if storage.project:
+        metadata += f",tazpod-project={storage.project}"
+    words = ("--key", storage.latest, "--body", str(path), "--metadata", metadata)
+    condition = ("--if-none-match", "*")
+    if base:
+        condition = ("--if-match", base.etag)
     try:
-        s3(storage, "put-object", *words, condition, value)
+        s3(storage, "put-object", *words, *condition)
     except StorageError as error:
-        if too_old(error):
+        if error.code == UNKNOWN_OPTIONS:
             warn("this aws is too old for conditional writes: two pushes at once may lose one")
             if etag_of(head(storage)) != etag_of(base):
                 return None
@@ -5828,27 +5808,22 @@ def history_key(storage: Storage, modified: str, etag: str, taken: Mapping[str, 
     return key
 
 
-def version_for(storage: Storage, remote: Remote) -> tuple[str, dict[str, str]]:
-    """The key in the history for the present object, and the etags of what is there."""
-    taken = {key: version.etag for key, version in list_history(storage).items()}
-    return history_key(storage, remote.modified, remote.etag, taken), taken
-
-
-def copy_words(storage: Storage, remote: Remote, key: str) -> tuple[str, ...]:
-    """What copy-object is told to keep exactly the present object under another key."""
-    source = f"{storage.bucket}/{storage.latest}"
-    return ("--copy-source", source, "--copy-source-if-match", remote.etag, "--key", key)
-
-
 def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
     """Keep the present object as a version, and only the newest `retention` of them.
 
     False when it is not the present object any more.
     """
-    key, taken = version_for(storage, remote)
+    taken = {key: version.etag for key, version in list_history(storage).items()}
+    key = history_key(storage, remote.modified, remote.etag, taken)
     if key not in taken:
+        present = (
+            "--copy-source",
+            f"{storage.bucket}/{storage.latest}",
+            "--copy-source-if-match",
+            remote.etag,
+        )
         try:
-            answer = s3(storage, "copy-object", *copy_words(storage, remote, key))
+            answer = s3(storage, "copy-object", *present, "--key", key)
         except StorageError as error:
             if error.code in (*CONFLICT_CODES, *ABSENT_CODES):
                 return False
@@ -5878,7 +5853,7 @@ def honours_conditions(storage: Storage) -> bool:
             s3(storage, "put-object", *PROBE)
             s3(storage, "put-object", *PROBE, *condition)
         except StorageError as error:
-            if error.code not in CONFLICT_CODES and not too_old(error):
+            if error.code not in (*CONFLICT_CODES, UNKNOWN_OPTIONS):
                 raise
             refused += 1
     s3(storage, "delete-object", *PROBE)
@@ -6547,9 +6522,7 @@ def pod_command(
     if passphrase is None and all_terminal(stdout):
         code = run_foreground(exec_argv(config, command), stdout=stdout)
     elif passphrase is None:  # our standard input is not for the pod
-        with open(os.devnull, "rb") as nothing:
-            argv = exec_argv(config, command, terminal=False)
-            code = run_foreground(argv, stdin=nothing.fileno())
+        code = run_foreground(exec_argv(config, command, terminal=False), stdin=DEVNULL)
     else:
         with secret_fd(passphrase) as fd:
             argv = exec_argv(config, [*command, "--passphrase-fd", "0"], terminal=False)
@@ -6647,9 +6620,8 @@ def leave_vault(config: Config, session: Session, cut: bool) -> int:
                 return code
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # this runs to its end
-    with open(os.devnull, "rb") as nothing:
-        argv = exec_argv(config, ["tazpod", *words], terminal=False)
-        return run_foreground(argv, stdin=nothing.fileno(), own_session=True)
+    argv = exec_argv(config, ["tazpod", *words], terminal=False)
+    return run_foreground(argv, stdin=DEVNULL, own_session=True)
 
 
 def entry_step(config: Config, words: Sequence[str]) -> int:
@@ -7050,9 +7022,7 @@ class Task:
         argv = [POD_LAUNCHER, self.word, *options]
         self.talk = memory_file()
         try:
-            with open(os.devnull, "r+b") as nothing:
-                fd = nothing.fileno()
-                self.process = launch(argv, stdin=fd, stdout=fd, stderr=self.talk)
+            self.process = launch(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=self.talk)
         except TazpodError:
             os.close(self.talk)
             raise
@@ -7105,15 +7075,10 @@ class Watch:
         return any(task.process for task in (self.lock, self.save, self.push))
 
 
-def guard_notes() -> dict[str, Any]:
-    """When the guard last did its work, and when and why it last did not."""
-    return read_json(Path(GUARD_NOTES))
-
-
 def note_guard(**facts: object) -> None:
-    """Add to the notes."""
+    """Note when the guard last did its work, or when and why it last did not."""
     with contextlib.suppress(OSError):
-        write_whole(Path(GUARD_NOTES), json.dumps({**guard_notes(), **facts}).encode())
+        write_whole(Path(GUARD_NOTES), json.dumps({**read_json(Path(GUARD_NOTES)), **facts}).encode())
 
 
 def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: Any) -> None:
@@ -7228,7 +7193,7 @@ def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
     One in a container: another ends at once.  This one begins anew when there is a newer tool, or when
     its lock was removed with the run folder.
     """
-    folder = private_folder(Path(WORKSPACE, ENVELOPE, "run"))
+    folder = private_folder(Path(POD_RUN))
     watch = Watch(config.sync_interval)
     own = tool_stamp()
     ended: list[int] = []
@@ -7757,7 +7722,7 @@ def plural(count: int, noun: str) -> str:
 def cmd_unlock(args: argparse.Namespace, config: Config) -> int:
     """open the vault into RAM"""
     vault = pod_vault(config)
-    folder = Path(WORKSPACE, ENVELOPE, "run")
+    folder = Path(POD_RUN)
     if is_open(vault):
         start_guard(folder)
         say("the vault is open already")
@@ -7833,9 +7798,7 @@ def start_guard(folder: Path) -> None:
     """Start the guard in the background, where none runs."""
     if is_alive(folder / GUARD_LOCK):
         return
-    with open(os.devnull, "r+b") as nothing:
-        fd = nothing.fileno()
-        launch([POD_LAUNCHER, GUARD_WORD], stdin=fd, stdout=fd, stderr=fd, start_new_session=True)
+    launch([POD_LAUNCHER, GUARD_WORD], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
 
 
 def agree_to_upgrade(leaving: bool = False) -> None:
@@ -7872,7 +7835,7 @@ def cmd_save(args: argparse.Namespace, config: Config) -> int:
 @forwarded
 def cmd_lock(args: argparse.Namespace, config: Config) -> int:
     """save what changed, then take the vault out of RAM"""
-    folder = Path(WORKSPACE, ENVELOPE, "run")
+    folder = Path(POD_RUN)
     try:
         return save_and_lock(args, config, folder)
     except NothingOpen:  # the guard, or another terminal, was faster: it has saved and locked
@@ -7936,9 +7899,7 @@ def before_lock(command: str) -> None:
     started = []
     code = OK
     try:
-        process = launch(
-            ["bash", "-lc", command], stdin=subprocess.DEVNULL, stdout=2, stderr=2, cwd=WORKSPACE
-        )
+        process = launch(["bash", "-lc", command], stdin=DEVNULL, stdout=2, stderr=2, cwd=WORKSPACE)
         if process:
             started.append(process)
             code = process.wait(timeout=TIME_LIMIT)
@@ -8303,7 +8264,7 @@ def cmd_env(args: argparse.Namespace) -> int:
     if not in_pod():
         raise UsageError("env is for the shell in the container", "tazpod enter opens one")
     config = the_project()
-    variables = terminal_variables(Path(WORKSPACE, ENVELOPE, "run"))
+    variables = terminal_variables(Path(POD_RUN))
     if os.environ.get("TMUX") or os.environ.get("STY"):
         variables.pop("TERM", None)  # there it is the multiplexer's
     if config.ssh_agent:
@@ -8478,11 +8439,11 @@ def pod_facts(config: Config) -> dict[str, Any]:
     known = sealed_facts(config, vault, opened)
     if not config.ghost_mode:
         return known
-    notes = guard_notes()
-    running = is_alive(Path(WORKSPACE, ENVELOPE, "run", GUARD_LOCK))
+    notes = read_json(Path(GUARD_NOTES))
+    running = is_alive(Path(POD_RUN, GUARD_LOCK))
     known.update(daemon_running=running, daemon_error=notes.get("error", ""))
     known.update(daemon_success_at=notes.get("success"), daemon_failed_at=notes.get("failed"))
-    folder = Path(WORKSPACE, ENVELOPE, "run")
+    folder = Path(POD_RUN)
     known["vault_sessions"] = live_sessions(folder)
     known["vault_remains"] = left_in_transit(vault)
     known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))

@@ -144,7 +144,7 @@ JUNK = [b"", b"\0", b"[]", b"{}", b'{"settings": {}}', b'{"settings": 1', b'{"pr
 @pytest.mark.parametrize("junk", JUNK)
 def test_what_cannot_be_what_was_remembered_is_not_believed(junk: bytes, tmp_path: Path) -> None:
     kept(tmp_path, "user: dev")
-    tazpod.approval_file(tmp_path).write_bytes(junk)
+    (tazpod.project_state(tmp_path) / tazpod.APPROVAL_RECORD).write_bytes(junk)
     assert [change.name for change in tazpod.read_request(tmp_path).changes] == ["user"]
 
 
@@ -193,7 +193,7 @@ def test_another_tool_or_project_does_not_get_what_was_remembered(
     monkeypatch.setattr(tazpod, "__file__", sys.executable)
     again = tazpod.read_request(tmp_path)
     assert (again.kept, again.config, again.changes) == (False, request.config, [])
-    path = tazpod.approval_file(tmp_path)
+    path = tazpod.project_state(tmp_path) / tazpod.APPROVAL_RECORD
     path.write_bytes(path.read_bytes().replace(b'"project": "', b'"project": "/x'))
     assert tazpod.read_approval(tmp_path) is None
 

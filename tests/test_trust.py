@@ -121,7 +121,7 @@ def test_a_value_that_stands_in_the_text_twice_is_the_right_one(text, project):
 )
 def test_no_form_of_a_variable_in_the_words_for_docker_is_kept(words, project):
     approve(project, f"docker: {{args: {json.dumps(words)}}}")
-    assert "zebra" not in tazpod.approval_file(project).read_text()
+    assert "zebra" not in (tazpod.project_state(project) / tazpod.APPROVAL_RECORD).read_text()
     assert tazpod.read_request(project).config.docker_args == tuple(words)
 
 
