@@ -3657,6 +3657,10 @@ def set_up_from_host(config: Config, container: Container) -> None:
     seen = result.out.strip() != NO_LOCKS
     if not seen:
         warn(f"{UNSEEN_LOCKS}; tazpod lock when you are done")
+    ignored = config.project / ENVELOPE / ".gitignore"
+    if not os.path.lexists(ignored):  # a project of Go TazPod has none, and git would take logins along
+        write_whole(ignored, GITIGNORE.encode())
+        progress(f"wrote {ignored.relative_to(config.project)}")
     remember_container(config, container, fitted=fitting(config), sees_locks=seen)
     for older in ("pod.json", "made.json"):  # version 0.5.0 kept its records there
         if os.path.lexists(config.run_folder / older):
@@ -4046,6 +4050,27 @@ def must_be_empty(folder: Path) -> None:
             f"{folder}: there are files on the container's disk where only RAM may be",
             "look at them, move what you need, delete the rest",
         )
+
+
+def tell_on_disk(vault: Vault) -> None:
+    """Name what somebody has written to the place of a locked vault, where only its owner is refused."""
+    names = stray_names(vault)
+    if names:
+        shown = ", ".join(names[:5])
+        rest = f" and {len(names) - 5} more" if names[5:] else ""
+        warn(
+            f"{vault.mount}: on the container's disk, not in the vault, and gone with the container: "
+            f"{shown}{rest}; move them away, unlock, move them back"
+        )
+
+
+def stray_names(vault: Vault) -> list[str]:
+    """What lies at the place of a vault that is not open."""
+    if mounted_at(vault.mount):
+        return []
+    with contextlib.suppress(OSError):
+        return sorted(os.listdir(vault.mount))
+    return []
 
 
 def mount_tmpfs(vault: Vault) -> int:
@@ -7521,7 +7546,26 @@ def empty_container(config: Config, discard: bool, force: bool) -> tuple[Config,
         pretend(config, container)
     if container.running:
         lock_before_end(config, container, discard)
+    if config.ghost_mode and not discard:
+        refuse_to_lose(config, container)
     return config, container
+
+
+def refuse_to_lose(config: Config, container: Container) -> None:
+    """VaultError when files were written to the place of the secrets while the vault was locked.
+
+    docker-diff(1) tells what differs from the image on the container's disk, also of one that is stopped.
+    """
+    looked = capture([config.program, "diff", container.name])
+    if looked.code != 0:
+        raise TazpodError(str(engine_error(looked)), "without this look: tazpod down --discard")
+    changed = looked.out.decode(errors="surrogateescape")
+    lost = re.findall(f"^[AC] ({re.escape(config.secrets)}/.*)$", changed, re.MULTILINE)
+    if lost:
+        raise VaultError(
+            f"{', '.join(lost[:5])}: on the container's disk, not in the vault, so it stays",
+            "move them away, unlock, move them back; or give them up: tazpod down --discard",
+        )
 
 
 def replace_container(config: Config, force: bool) -> None:
@@ -7837,7 +7881,9 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
     """save what changed, then take the vault out of RAM"""
     folder = Path(POD_RUN)
     try:
-        return save_and_lock(args, config, folder)
+        code = save_and_lock(args, config, folder)
+        tell_on_disk(pod_vault(config))
+        return code
     except NothingOpen:  # the guard, or another terminal, was faster: it has saved and locked
         say("the vault is locked already")
         return OK
@@ -8311,6 +8357,7 @@ class Facts(NamedTuple):
     vault_sessions: int = 0
     vault_left_open: bool = False
     vault_remains: bool = False
+    vault_on_disk: bool = False
     vault_unsaved: bool | None = False
     vault_bytes: int = 0
     vault_limit: int = 0
@@ -8446,6 +8493,7 @@ def pod_facts(config: Config) -> dict[str, Any]:
     folder = Path(POD_RUN)
     known["vault_sessions"] = live_sessions(folder)
     known["vault_remains"] = left_in_transit(vault)
+    known["vault_on_disk"] = bool(stray_names(vault))
     known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))
     if opened:
         known.update(open_facts(vault))
@@ -8582,6 +8630,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (nothing and not f.vault_missing, "there is no vault yet", enter_again),
         (f.vault_open and not f.daemon_running, "the daemon does not run", start),
         (f.vault_remains, "an unlock or a lock was cut off, and its secrets are still in RAM", "tazpod lock"),
+        (f.vault_on_disk, "files lie on the container's disk where the secrets belong", "tazpod lock"),
         (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),
         (unknown and expires and expires <= now, "the login has expired", "tazpod login"),
@@ -8803,6 +8852,11 @@ def check_files(config: Config) -> Iterator[Check]:
         yield from wrong
     else:
         yield Check("ok", "files", "owners and modes in .tazpod are right")
+    ignored = config.project / ENVELOPE / ".gitignore"
+    what = ".tazpod/.gitignore keeps logins and the vault out of git"
+    if not ignored.exists():
+        what = ".tazpod/.gitignore is not there, so git would take logins along"
+    yield check("git", ignored.exists(), what, "tazpod init", "advice")
     ssh = home_folder() / ".ssh"
     loose = 0
     what = "is made by the next up"

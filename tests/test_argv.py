@@ -237,7 +237,7 @@ MEMORY = ("docker", "exec", NAME, "cat", "/proc/self/mountinfo")
 IS_OPEN = ("docker", "exec", NAME, "mountpoint", "-q", "/home/tazpod/secrets")
 SHELL = ("docker", "exec", "-i", "-w", "/workspace", NAME, "/bin/bash")
 SHELL_IT = ("docker", "exec", "-it", "-w", "/workspace", NAME, "/bin/bash")
-KILL, STOP, REMOVE = (("docker", word, NAME) for word in ("kill", "stop", "rm"))
+DIFF, KILL, STOP, REMOVE = (("docker", word, NAME) for word in ("diff", "kill", "stop", "rm"))
 IMAGE_FOUND = {"Id": "sha256:" + "1" * 64, "RepoTags": [IMAGE], "RootFS": {}}
 NO_CONTAINER = {"code": 1, "out": json.dumps([IMAGE_FOUND]), "err": f"Error: No such object: {NAME}\n"}
 NOTHING = {
@@ -692,7 +692,7 @@ def test_down_of_an_open_vault_saves_and_locks_before_its_calls(script, project,
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"))
     script.call(MEMORY)
-    for argv in (KILL, STOP, REMOVE):
+    for argv in (DIFF, KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
 
@@ -702,7 +702,7 @@ def test_down_of_a_locked_vault_is_its_calls_only(script, project, installed):
     script.call(LIST)
     script.call(IS_OPEN, **NOT_OPEN)
     script.call(MEMORY)
-    for argv in (KILL, STOP, REMOVE):
+    for argv in (DIFF, KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
     assert tazpod.read_records(project) == {}
@@ -737,7 +737,7 @@ def test_down_of_an_image_without_mountpoint_goes_on(script, project):
     script.call(LIST)
     script.call(IS_OPEN, code=126, err='exec: "mountpoint": executable file not found in $PATH: unknown\n')
     script.call(MEMORY)
-    for argv in (KILL, STOP, REMOVE):
+    for argv in (DIFF, KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
 
@@ -769,7 +769,7 @@ def test_down_wakes_a_paused_container_since_its_vault_may_be_open(script, proje
     script.call(IS_OPEN)
     script.call(pod("tazpod lock"))
     script.call(MEMORY)
-    for argv in (KILL, STOP, REMOVE):
+    for argv in (DIFF, KILL, STOP, REMOVE):
         script.call(argv)
     assert script.play("down") == 0
 
@@ -778,6 +778,7 @@ def test_down_wakes_a_paused_container_since_its_vault_may_be_open(script, proje
 def test_down_of_a_stopped_container_asks_nothing_inside_it(status, script, project):
     script.call(INSPECT, **answer(status, project))
     script.call(LIST)
+    script.call(DIFF)
     script.call(
         KILL, code=1, err="Error response from daemon: Cannot kill container: x: Container 7 is not running\n"
     )
@@ -796,6 +797,24 @@ def test_down_without_a_vault_asks_only_what_is_in_memory(script, project):
     assert script.play("down") == 0
 
 
+@pytest.mark.parametrize("words, status", [((), 1), (("--discard",), 0)])
+def test_down_keeps_what_was_written_where_the_secrets_belong(words, status, script, project, capfd):
+    script.call(INSPECT, **answer("exited", project))
+    script.call(LIST)
+    if status:
+        script.call(
+            DIFF, out="C /home/tazpod\nC /home/tazpod/secrets\nA /home/tazpod/secrets/a b\nA /tmp/x\n"
+        )
+    else:
+        for argv in (KILL, STOP, REMOVE):
+            script.call(argv)
+    assert script.play("down", *words) == status
+    if status:
+        assert errors(capfd) == (
+            "/home/tazpod/secrets/a b: on the container's disk, not in the vault, so it stays"
+        )
+
+
 def test_down_without_a_container_is_done_already(script):
     script.call(INSPECT, **NO_CONTAINER)
     script.call(LIST)
@@ -806,6 +825,7 @@ def test_down_without_a_container_is_done_already(script):
 def test_down_stops_at_the_first_call_that_fails(failing, script, project, capfd):
     script.call(INSPECT, **answer("exited", project))
     script.call(LIST)
+    script.call(DIFF)
     for argv in (KILL, STOP, REMOVE)[: (KILL, STOP, REMOVE).index(failing) + 1]:
         script.call(argv, **({"code": 1, "err": "Error: boom\n"} if argv == failing else {}))
     assert script.play("down") == 1

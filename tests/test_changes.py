@@ -117,6 +117,7 @@ LOOK = {
     "asked_if_open": "mountpoint",
     "ask_pod": "status and doctor, which change nothing",
     "rehearse_in_pod": "the pod's own dry run",
+    "refuse_to_lose": "what lies on the container's disk",
     "hook_programs": "which tazpod comes first on PATH",
     "terminal_variables": "what the shell makes of a lease",
     "version_of": "--version",

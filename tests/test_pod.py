@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -447,6 +448,35 @@ def test_what_is_typed_leaves_no_trace_on_the_disk_of_the_container(pod: Place) 
     assert docker(*grep, data=CANARY.encode(), check=False) == ""
     pod.ok("unlock", passphrase=PASSPHRASE)
     assert pod.reads("rm ~/secrets/typed; ls -A ~/secrets | grep history; true") == ""
+
+
+def test_what_root_writes_to_a_locked_vault_is_named_before_it_is_lost(pod: Place) -> None:
+    pod.reads("touch ~/secrets/token ~/secrets/b")  # the project is root's, so the operator is root
+    named = "on the container's disk, not in the vault, and gone with the container: b, token; move them away"
+    assert named in pod.ok("lock")
+    person = pod.terminal("enter", "--no-vault")
+    person.leaves()
+    assert named in person.seen
+    done = pod.run("status", "--json")
+    assert json.loads(done.stdout)["vault"]["on_disk"] is True
+    for words in (("down",), ("up", "--recreate")):
+        refused = pod.run(*words)
+        assert refused.returncode == 1 and "/home/tazpod/secrets/token" in refused.stderr, refused.stderr
+    docker("stop", "-t", "0", pod.name)
+    refused = pod.run("down")
+    assert refused.returncode == 1 and "--discard" in refused.stderr
+    pod.ok("up")
+    pod.reads("rm ~/secrets/token ~/secrets/b", user="0")
+    assert "not in the vault" not in pod.ok("lock")
+
+
+def test_a_project_that_go_made_gets_its_gitignore(pod: Place) -> None:
+    ignored = pod.folder / ".tazpod/.gitignore"
+    ignored.unlink()
+    assert "git would take logins along" in pod.run("doctor").stdout
+    assert "wrote .tazpod/.gitignore" in pod.ok("up", "--recreate")
+    assert ignored.read_text() == tazpod.GITIGNORE
+    assert "keeps logins and the vault out of git" in pod.run("doctor").stdout
 
 
 def test_by_one_key_histories_are_sealed_and_outlive_the_container(pod: Place) -> None:

@@ -74,7 +74,7 @@ class Life:
         self.recorder.look()
         assert person.leaves() == 0
         person = place.terminal()
-        person.answers((r"Unlock it\? \[y/N\] ", "y"), ("Passphrase: ", PASSPHRASE))
+        person.answers((enginelib.AT_ENTRY, PASSPHRASE))
         person.shell()
         person.kill(signal.SIGKILL)
         eventually(place.is_shut, "the daemon locks")
