@@ -1169,6 +1169,7 @@ SIZE = re.compile(r"[1-9][0-9]{0,8}[kmgKMG]")
 RELATIVE_PATH = re.compile(r"[^-\0\n][^\0\n]*")
 COMMAND = re.compile(r"[^\0]+")
 MTU = re.compile(r"auto|off|[1-9][0-9]{2,4}")
+ADDRESS = re.compile(r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-fA-F:]*:[0-9a-fA-F:]+")
 ENGINE = re.compile(r"auto|docker|podman")
 SHELL_PATH = re.compile(r"/[^\0\n]+")
 PORT = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?")
@@ -1229,6 +1230,7 @@ class Config(NamedTuple):
     engine: str = "auto"
     program: str = "docker"  # what drives the engine, as `chosen_engine` has it
     mtu: str = "auto"
+    dns: tuple[str, ...] = ("1.1.1.1", "1.0.0.1")
     docker_args: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
@@ -1309,6 +1311,7 @@ KEYS: dict[str, Key] = {
     "features.ssh_agent": Key("ssh_agent", bool),
     "engine": Key("engine", str, ENGINE),
     "network.mtu": Key("mtu", str, MTU),
+    "network.dns": Key("dns", list, ADDRESS),
     "docker.args": Key("docker_args", list, COMMAND),
     "ports": Key("ports", list, PORT),
     "mounts": Key("mounts", list, MOUNT),
@@ -2600,7 +2603,7 @@ def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
         *(config.program, "run", "-d", "--name", config.container_name),
         # For the tmpfs and the bind mounts inside, and nothing else.
         *("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"),
-        *("--dns", "1.1.1.1", "--dns", "1.0.0.1"),
+        *_named("--dns", config.dns),
         *("-v", f"{project}:{WORKSPACE}", "-v", f"{home}/.ssh:{config.home}/.ssh:ro"),
         *("-e", f"HOST_CWD={project}"),
         *(("--network", network_name(mtu)) if mtu else ()),
@@ -2810,6 +2813,7 @@ class Container(NamedTuple):
     name: str = ""
     user: str = ""  # into whose home ~/.ssh is mounted
     binds: tuple[tuple[str, str], ...] = ()  # folders and files of the host, and where they are mounted
+    ports: tuple[str, ...] = ()  # what the host sees of it now
     ours: bool = True  # whether a TazPod made it, as far as docker knows
 
     @property
@@ -2843,10 +2847,26 @@ def container_of(data: Mapping[str, Any]) -> Container:
             name=data["Name"].lstrip("/"),
             user=user_by_mounts(mounts),
             binds=tuple(binds),
+            ports=published_ports((data.get("NetworkSettings") or {}).get("Ports") or {}),
             ours=bool(project) and named,
         )
     except (LookupError, TypeError, AttributeError):
         raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
+
+
+def published_ports(ports: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ports that the host sees, as HOST->CONTAINER; of every address of the host without one."""
+    found = {}
+    for inside, places in ports.items():
+        for place in places or ():
+            address = str(place.get("HostIp") or "")
+            if ":" in address:
+                address = f"[{address}]"
+            outside = f"{address}:{place['HostPort']}"
+            if address in ("", "0.0.0.0", "[::]"):
+                outside = str(place["HostPort"])
+            found[f"{outside}->{inside}"] = True
+    return tuple(found)
 
 
 def workspace_source(mounts: Mapping[str, str]) -> str | None:
@@ -3263,7 +3283,10 @@ def get_image(config: Config) -> None:
 
 
 # What a container is made from, besides the image: when one changes, the container is out of date.
-MADE_FROM = ("container_name", "user", "features.ghost_mode", "docker.args", "ports", "mounts", "env")
+MADE_FROM = (
+    *("container_name", "user", "features.ghost_mode", "docker.args", "ports", "mounts", "env"),
+    "network.dns",
+)
 
 
 def made_from(config: Config) -> dict[str, str]:
@@ -3632,9 +3655,26 @@ def copy_tool(config: Config) -> None:
     succeed(copy_argv(config), what, data=pod_archive(config))
 
 
+def git_identity() -> dict[str, str]:
+    """Who this person is to git on this host, without what a project says of it; never credentials."""
+    who = {}
+    home = home_folder()
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config", "git/config")
+    if on_path("git") and (settings.exists() or (home / ".gitconfig").exists()):
+        for name in ("name", "email"):
+            result = capture(["git", "config", "--global", "--includes", f"user.{name}"])
+            value = result.out.decode(errors="replace").strip()
+            if result.code == 0 and value and value.isprintable():
+                who[name] = value
+    return who
+
+
 def set_up_argv(config: Config) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
-    made = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.binds}
+    made: dict[str, Any] = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.binds}
+    identity = git_identity()
+    if identity:
+        made["git"] = identity
     words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, json.dumps(made), *config.links]
     return [config.program, "exec", "-u", "0", config.container_name, *words]
 
@@ -3773,6 +3813,7 @@ def set_up_in_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
     uid, gid = fit_ids(account)
     fit_home(Path(account.pw_dir), uid, gid, links)
     write_whole(Path(POD_MADE), json.dumps({**made, "sees_locks": sees_locks()}).encode(), 0o644)
+    hook_git(made.get("git", {}))
     hook_programs(user)
 
 
@@ -3816,6 +3857,28 @@ def fit_home(home: Path, uid: int, gid: int, links: Sequence[str]) -> None:
         with contextlib.suppress(OSError):  # ssh itself would make it for all to read
             os.close(create_file(Path(WORKSPACE, KNOWN_HOSTS)))
     write_whole(record, "\0".join(links).encode())
+
+
+def git_settings(identity: Mapping[str, str]) -> str:
+    """What git in the container is told: that the workspace is this person's, and who that is."""
+    text = f"[safe]\n\tdirectory = {WORKSPACE}\n[user]\n"
+    for name, value in identity.items():
+        if name in ("name", "email") and value.isprintable():
+            quoted_value = value.replace("\\", "\\\\").replace('"', '\\"')
+            text += f'\t{name} = "{quoted_value}"\n'
+    return text
+
+
+def hook_git(identity: Mapping[str, str]) -> None:
+    """Let git read that from the system's settings, over which those of the home stand."""
+    write_whole(Path(POD_TOOL, "gitconfig"), git_settings(identity).encode(), 0o644)
+    path = Path("/etc/gitconfig")
+    include = f"[include]\n\tpath = {POD_TOOL}/gitconfig\n"
+    text = ""
+    if path.exists():
+        text = path.read_text()
+    if include not in text:
+        write_whole(path, (include + text).encode(), 0o644)
 
 
 def hook_programs(user: str) -> None:
@@ -7429,6 +7492,7 @@ def pod_row(name: str, pod: Container) -> dict[str, Any]:
         "name": name,
         "state": pod.status,
         "vault": vault_shown(name, pod),
+        "ports": list(pod.ports),
         "project": project,
         "gone": not os.path.isdir(project),
     }
@@ -7443,12 +7507,13 @@ def cmd_list(args: argparse.Namespace) -> int:
     if not rows:
         say("there is no pod on this engine")
         return OK
-    lines = [("NAME", "STATE", "VAULT", "PROJECT")]
+    lines = [("NAME", "STATE", "VAULT", "PORTS", "PROJECT")]
     for row in rows:
         project = row["project"]
         if row["gone"]:
             project += "  (this folder is gone)"
-        lines.append((row["name"], row["state"], row["vault"], project))
+        ports = ", ".join(row["ports"]) or "-"
+        lines.append((row["name"], row["state"], row["vault"], ports, project))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for cells in lines:
         emit("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
@@ -8347,6 +8412,7 @@ class Facts(NamedTuple):
     container_state: str = ""  # '' in the pod itself
     container_image: str = ""
     container_image_id: str = ""
+    container_ports: Sequence[str] = ()
     container_drift: Sequence[str] = ()
     container_others: Sequence[str] = ()
     container_others_end: Sequence[str] = ()
@@ -8586,6 +8652,7 @@ def host_facts(config: Config) -> dict[str, Any]:
     known.update(container_state="absent", container_image=config.image)
     if container:
         known.update(container_state=container.status, container_image=container.image)
+        known["container_ports"] = list(container.ports)
         known["container_drift"] = drift(now, container, image)
         image = container.image_id
     known["container_image_id"] = image.rpartition(":")[2][:12]
@@ -8696,7 +8763,7 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     whose = {"none": "no login, and no keys for a storage"}.get(f.identity_kind, "")
     rows: list[tuple[str, str, Sequence[str]]] = []
     if f.container_state:
-        rows.append(("container", f.container_state, [f.container_name, image]))
+        rows.append(("container", f.container_state, [f.container_name, image, *f.container_ports]))
     if f.vault_used:
         opened = {None: "unknown", True: "open", False: "moving" if f.vault_remains else "locked"}[
             f.vault_open

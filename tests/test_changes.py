@@ -113,6 +113,7 @@ LOOK = {
     "chosen_engine": "the engine's version",
     "is_rootless": "the engine",
     "engine_facts": "the engine",
+    "git_identity": "git's settings of this person",
     "is_there": "whether the container takes a command",
     "asked_if_open": "mountpoint",
     "ask_pod": "status and doctor, which change nothing",

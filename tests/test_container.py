@@ -99,6 +99,7 @@ def test_all_that_a_config_may_ask_for(place: Place) -> None:
         "docker.args: [--hostname, lead, --label=some=thing]",
         "hooks.post_up: 'echo up in $PWD >> /workspace/hooked; false'",
         "shell: /bin/sh",
+        "network.dns: [10.9.8.7]",
     )
     (place.folder / "sub").mkdir()
     done = place.run("up", FROM_HOST="of the host", HTTPS_PROXY="http://proxy.example:3128", no_proxy="x")
@@ -108,6 +109,11 @@ def test_all_that_a_config_may_ask_for(place: Place) -> None:
     )
     assert place.reads("cat /shared/file; echo; hostname") == "from home\nlead"
     assert place.inside("touch /shared/x").returncode != 0
+    published = f"127.0.0.1:{port}->8000/tcp"
+    (row,) = [row for row in json.loads(place.ok("list", "--json")) if row["name"] == place.name]
+    assert row["ports"] == [published] and published in place.ok("list")
+    assert published in place.run("status").stdout.splitlines()[0]
+    assert docker("inspect", "-f", "{{.HostConfig.Dns}}", place.name) == "[10.9.8.7]\n"
     place.reads("touch /sub/made")
     assert (place.folder / "sub/made").exists()
     assert (place.folder / "hooked").read_text() == "up in /workspace\n"
@@ -159,6 +165,28 @@ def test_a_run_that_fails_leaves_no_container_of_the_old_config(place: Place) ->
     place.configure("docker.args: []")
     place.ok("up")
     assert json.loads(docker("inspect", place.name))[0]["HostConfig"]["Runtime"] != "none-such"
+
+
+# -- git
+
+
+def test_git_inside_knows_who_this_person_is_and_believes_the_workspace(place: Place) -> None:
+    text = '[user]\n\tname = "A \\"quoted\\" \\\\ Näme"\n[include]\n\tpath = more\n'
+    (place.home / ".gitconfig").write_text(text)
+    (place.home / "more").write_text("[user]\n\temail = a@host.example\n[credential]\n\thelper = store\n")
+    (place.folder / "file").write_text("x")
+    place.init().ok("up")
+    script = (
+        "git init -q && git add file && git commit -qm first && git log --format='%an <%ae>' && "
+        "git config --list"
+    )
+    who, *settings = place.reads(f"cd /workspace && {script}").splitlines()
+    assert who == 'A "quoted" \\ Näme <a@host.example>'
+    assert "safe.directory=/workspace" in settings
+    assert not [line for line in settings if line.startswith("credential")]
+    assert place.reads("sudo git -C /workspace log --format=%s") == "first"
+    place.reads("git config --global user.email other@host.example")  # the container's own stands above
+    assert place.reads("git config user.email") == "other@host.example"
 
 
 # -- out of date

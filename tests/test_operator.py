@@ -216,7 +216,7 @@ def test_list_names_every_pod_and_what_became_of_it(
 ) -> None:
     def rows() -> dict[str, dict[str, object]]:
         answer = json.loads(lab.ok("list", "--json"))
-        assert all(set(row) == {"name", "state", "vault", "project", "gone"} for row in answer)
+        assert all(set(row) == {"name", "state", "vault", "ports", "project", "gone"} for row in answer)
         assert [row["name"] for row in answer] == sorted(row["name"] for row in answer)
         ours = {str(row.pop("name")): row for row in answer}
         return {name: row for name, row in ours.items() if name in (lab.name, place.name, stranger)}
@@ -224,7 +224,7 @@ def test_list_names_every_pod_and_what_became_of_it(
     stranger = unique()  # its HOST_CWD alone makes no pod
     docker("create", "--name", stranger, "-e", "HOST_CWD=/srv", enginelib.IMAGE, "true")
     docker("stop", "-t", "0", lab.name)
-    here = {"project": str(lab.folder), "gone": False}
+    here = {"project": str(lab.folder), "gone": False, "ports": []}
     try:
         assert rows() == {lab.name: {**here, "state": "exited", "vault": "locked"}}
         lab.ok("unlock", passphrase=PASSPHRASE)
@@ -232,14 +232,16 @@ def test_list_names_every_pod_and_what_became_of_it(
         docker("pause", lab.name)
         place.init("features.ghost_mode: false")
         place.ok("up")
-        there = {"project": str(place.folder), "gone": False, "state": "running", "vault": "-"}
+        there = {"project": str(place.folder), "gone": False, "state": "running", "vault": "-", "ports": []}
         assert rows() == {lab.name: {**here, "state": "paused", "vault": "-"}, place.name: there}
         docker("unpause", lab.name)
         shutil.rmtree(place.folder)
         lines = lab.ok("list").splitlines()
-        starts = [lines[0].index(title) for title in ("NAME", "STATE", "VAULT", "PROJECT")]
+        starts = [lines[0].index(title) for title in ("NAME", "STATE", "VAULT", "PORTS", "PROJECT")]
         (row,) = (line for line in lines if line.startswith(f"{place.name} "))
-        assert [row[start:].split()[0] for start in starts] == [place.name, "running", "-", str(place.folder)]
+        assert [row[start:].split()[0] for start in starts] == [
+            *(place.name, "running", "-", "-", str(place.folder))
+        ]
         assert row.endswith("  (this folder is gone)")
 
         # --pod: from anywhere.
