@@ -1550,7 +1550,7 @@ def config_text(project: Path, owners: Collection[int] = ()) -> str:
 def for_this_host(config: Config, *, hand_over: bool = True) -> Config:
     """The config with the program that drives its engine, and what of this side goes into the container.
 
-    That are variables, by their names; none where nothing may be handed over.
+    What goes in are variables, by their names; none without `hand_over`.
     """
     config = config._replace(program=chosen_engine(config))
     if not hand_over:
@@ -2004,7 +2004,7 @@ def locked_file(path: Path, what: str, wait: float = WAIT_LIMIT) -> Iterator[int
     """Hold an exclusive flock(2) on a file; host and pod see the same one.  A dry run holds none.
 
     Where the disk is read-only and the file missing, there can be no lock.  Then whoever would wait for
-    it goes on without, since nothing can be written there; whoever asks for it in passing gets none.
+    it goes on without, since nothing can be written there; whoever would not wait gets none.
     """
     fd = -1
     if not OPTIONS.dry_run:
@@ -2318,7 +2318,7 @@ def keep_request(request: Request, **more: Any) -> None:
 
 
 def take_request(request: Request) -> Config:
-    """The config of a request, with its warnings told; what is not approved gets nothing of the host."""
+    """The config of a request, with its warnings told; unless it is approved, none of our variables go in."""
     for line in request.warnings:
         warn(line)
     OPTIONS.debug = OPTIONS.debug or request.config.debug
@@ -2349,9 +2349,9 @@ def approve_request(request: Request) -> Request:
 
 
 def config_to_end(project: Path, owners: Collection[int]) -> Config:
-    """What saves, locks and removes goes by: what was approved last, whatever config.yaml says by now.
+    """The config for words that save, lock and remove: what was approved last, whatever the file says now.
 
-    Where nothing was, that is a container of an older tazpod: only what names it is believed.
+    Where nothing was approved, an older tazpod has made the container: only what names it is believed.
     """
     approval = read_approval(project)
     try:
@@ -3181,7 +3181,7 @@ def find_pods(names: Sequence[str] = ()) -> dict[str, Container]:
 
 
 def pods_of(engine: str, names: Sequence[str] = ()) -> dict[str, Container]:
-    """The same of one engine.
+    """The containers on one engine that TazPod made, by name: all, or those that are named.
 
     All its containers are looked at: Podman before 4.4 takes the filter `volume` for the folder of the
     host alone, and would show none.
@@ -3931,24 +3931,17 @@ def as_made(config: Config) -> Config:
 
 
 def stop_container(config: Config, container: Container) -> None:
-    """Stop and remove the container."""
-    for argv in stop_argvs(config):
-        result = act(argv)
-        idle = argv[1] == "kill" and re.search("is not running|can only kill running", result.err)
+    """Stop and remove the container: docker-kill(1), docker-stop(1), docker-rm(1)."""
+    # `sleep` as process 1 ignores the signal that `docker stop` sends, which then waits ten seconds to do
+    # what `docker kill` does at once.
+    for verb in ("kill", "stop", "rm"):
+        result = act([config.program, verb, config.container_name])
+        idle = verb == "kill" and re.search("is not running|can only kill running", result.err)
         if result.code != 0 and not idle:
             raise engine_error(result)
     pretend(config, None)
     remove_file(project_state(config.project) / "engine")
     forget_container(config, container)
-
-
-def stop_argvs(config: Config) -> list[list[str]]:
-    """docker-kill(1), docker-stop(1), docker-rm(1).
-
-    `sleep` as process 1 ignores the signal that `docker stop` sends, which then waits ten
-    seconds to do what `docker kill` does at once.
-    """
-    return [[config.program, verb, config.container_name] for verb in ("kill", "stop", "rm")]
 
 
 # ── 6. vault ──────────────────────────────────────────────────────────────────────────────
@@ -4039,14 +4032,17 @@ def is_open(vault: Vault) -> bool:
 
 
 def in_one_call(commands: Sequence[Sequence[str]]) -> list[str]:
-    """The argv that runs commands as root, one after the other until one fails: each sudo takes its time."""
+    """The argv that runs commands as root, one after the other until one fails: each sudo costs time."""
     if len(commands) == 1:
         return as_root(commands[0])
     return as_root(["sh", "-c", " && ".join(map(shlex.join, commands))])
 
 
 def change_mounts(*commands: Sequence[str]) -> Result:
-    """Run commands that change mounts to their end: what came after we had gone, nobody would clean up."""
+    """Run commands that change mounts, and wait for their end whatever signal comes.
+
+    A mount that was made after this process had ended would be cleaned up by nobody.
+    """
     if OPTIONS.dry_run:
         OPTIONS.mounts += commands
     with uninterrupted():
@@ -4161,8 +4157,9 @@ def remount_argv(place: Path, mode: str) -> list[str]:
 def set_aside(vault: Vault) -> None:
     """Move the open vault to TRANSIT, where no path of a session leads to it, and freeze it there.
 
-    The freeze is refused while a file is open for writing.  Who is just writing is waited for, since no
-    other path leads to the vault any more; who keeps a file open is named when the vault is destroyed.
+    The kernel refuses the freeze while a file is open for writing.  So it is tried a few times, for a
+    program that is in the middle of a write.  One that keeps its file open for longer is not waited
+    for; it is named when the vault is destroyed.
     """
     make_folder(vault.transit)
     freeze = remount_argv(vault.transit, "ro")
@@ -4183,8 +4180,9 @@ def put_back(vault: Vault) -> None:
 def destroy_transit(vault: Vault) -> list[str]:
     """Destroy what is mounted on TRANSIT: nobody reads it again, wherever and however he holds it.
 
-    To unmount is not enough: a mount namespace of its own, an overlay or an open file keep a tmpfs.
-    So every file is truncated first, always.  Gives the processes that held it, as `pid (command)`.
+    To unmount it is not enough: a process that has an open file, an overlay or a mount namespace of
+    its own keeps the tmpfs alive.  So every file is truncated first, always.  Gives the processes that
+    held it, as `pid (command)`.
     """
     holders: dict[int, str] = {}
     while True:
@@ -4908,7 +4906,10 @@ def write_state(root: Path, state: Mapping[str, str]) -> None:
 
 
 def settled_state(vault: Vault, on_disk: str) -> dict[str, str]:
-    """The state of the open vault; that of a save which was killed when it had replaced the sealed file."""
+    """What is known of the open vault.
+
+    A save that was killed just after it had replaced the sealed file has left that as `next_...`.
+    """
     state = read_state(vault.mount)
     if on_disk and on_disk == state.get("next_sealed"):
         state = {"tree": state.get("next_tree", ""), "sealed": on_disk}
@@ -5000,8 +5001,9 @@ def unseal_present(vault: Vault, passphrase: bytes, ram: int) -> Tree:
 def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tuple[Tree, int]:
     """Unseal a file into the folder that a descriptor shows, and remember there what is needed to save.
 
-    Never by TRANSIT's path: were the tmpfs taken from there, a tar that outlives us would fill a disk.
-    Gives what lies there and how many entries the archive had: names twice and our own names count.
+    The folder is never named by its path: if the tmpfs were taken away from TRANSIT, a tar that outlives
+    this process would write to a disk.  Gives what lies there, and the number of entries in the archive,
+    where a name that is there twice counts twice, and our own names count as well.
     """
     root = Path(f"/dev/fd/{ram}")
     digest = ""
@@ -5041,7 +5043,7 @@ def holder_is_here(path: Path) -> bool:
 
 
 def tell_lost(vault: Vault) -> None:
-    """Of a locked vault: say so, once, when its RAM went away while it was open.
+    """Of a locked vault, say once that its RAM went away while it was open.
 
     While a guard of the project is at work, only the container that it is in can tell; another container
     gets an error, for the vault may be open there.
@@ -5239,7 +5241,7 @@ def is_sealed(vault: Vault, tree: Tree, state: Mapping[str, str], on_disk: str) 
 
 
 def must_fit(vault: Vault, tree: Tree) -> None:
-    """Refuse at once what only holes make so large that to prove it would take for ever."""
+    """Refuse a vault that holes make so large that to compare it with its sealed copy would take for ever."""
     room = os.statvfs(vault.mount)
     limit = SPARSE_LIMIT * room.f_blocks * room.f_frsize
     if tree.size > limit:
@@ -5397,9 +5399,10 @@ def lock(
 ) -> list[str] | None:
     """Take the open vault away, and a login that was never carried into it.
 
-    Gives the processes that still sat in the vault.  With `saved`, what changed after the save keeps the
-    vault open, and so does what `wanted` says: None.  Both are asked when the vault is set aside: whoever
-    wrote before is seen, and whoever comes later finds it locked.
+    Gives the processes that still held something in the vault; None when it stays open.  It does so when
+    `wanted` says that somebody needs it, or, with `saved`, when it has changed since the save.  Both are
+    asked when the vault is set aside: what was written before is seen, and whoever comes later finds it
+    locked.
     """
     with exclusive(vault):
         if is_open(vault):
@@ -6642,14 +6645,14 @@ def rehearse_in_pod(config: Config, words: Sequence[str], given: bool) -> int:
     return result.code
 
 
-def docker_settings(config: Config) -> dict[str, str]:
+def docker_settings(config: Config, terminal: bool) -> dict[str, str]:
     """The environment for a docker that leaves Ctrl-P to the shell.
 
     Docker's default keys to detach begin with it; they can be set in its config file alone, since the
     argv of entering is fixed.  Nothing secret is copied, and whoever set keys of their own keeps them.
     Outside the project: such a file may name programs for docker to run.
     """
-    if config.program != "docker":  # it is told by an option
+    if not terminal or config.program != "docker":  # Podman is told by an option
         return {}
     own = Path(os.environ.get("DOCKER_CONFIG") or home_folder() / ".docker")
     settings: dict[str, Any] = {}
@@ -6685,9 +6688,7 @@ def open_shell(config: Config, session: Session, folder: str) -> int:
             starting.close()
 
         terminal = all_terminal()
-        env = None
-        if terminal:
-            env = docker_settings(config)
+        env = docker_settings(config, terminal)
         with watching(config, session):
             return run_foreground(shell_argv(config, terminal, folder), env=env, after_start=claimed)
 
@@ -6852,7 +6853,7 @@ def lost_text(config: Config) -> str:
 def is_there(config: Config) -> bool:
     """Whether the container runs, or is paused.
 
-    It is tried: an exec ends some moments before docker says of a container that it was killed.
+    That is tried by an exec, since docker calls a container running for some moments after it was killed.
     """
     container = find_container(config)
     if container is None or not container.in_memory:
@@ -6938,9 +6939,7 @@ def run_claimed(config: Config, session: Session, command: Command) -> int:
     """Run a command that ties itself to this session; its exit status."""
     claim = f"{WORKSPACE}/{ENVELOPE}/run/{session.id}.{CLAIM_KIND}"
     terminal = all_terminal()
-    env = None
-    if terminal:
-        env = docker_settings(config)
+    env = docker_settings(config, terminal)
     with watching(config, session):
         argv = exec_argv(config, command.words, terminal, command.folder, claim)
         return run_foreground([*argv, *command.files], env=env)
@@ -7015,7 +7014,7 @@ def hang_up(folder: Path, session: str) -> None:
 def has_shell_at_least(folder: Path, session: str) -> bool:
     """Whether a session lives as far as anybody can tell where the locks of host sides are not seen.
 
-    It does as long as its shell runs, and before one has claimed it.
+    Such a session lives as long as its shell runs, or as no shell has claimed it yet.
     """
     if pod_made().get("sees_locks", True):
         return False
