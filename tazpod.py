@@ -110,6 +110,8 @@ POD_RUN = "/workspace/.tazpod/run"  # where host and pod see each other's sessio
 POD_TOOL = "/opt/tazpod"
 POD_MADE = "/opt/tazpod/made.json"  # what the container was made with
 POD_LAUNCHER = "/usr/local/bin/tazpod"
+# Imported, not run as a script: then Python keeps what it has compiled.
+POD_START = f'import sys; sys.path.insert(0, "{POD_TOOL}"); import tazpod; tazpod.program()'
 POD_AWS_CONFIG = "/workspace/.tazpod/.aws/config"
 EXIT_LIMIT = 20.0  # seconds that the last push of a session may take
 DETACH_KEYS = "ctrl-^,ctrl-@,ctrl-^"  # three keys that nobody types in a row
@@ -3594,8 +3596,7 @@ def pod_archive(config: Config) -> bytes:
         "#!/bin/sh\n"
         "cd /  # else a lock typed inside the vault would be what keeps it busy\n"
         "trap '' INT  # until main takes it: Ctrl-C during the imports would show a traceback\n"
-        f'exec python3 -Esc \'import sys; sys.path.insert(0, "{POD_TOOL}"); '
-        'import tazpod; tazpod.program()\' "$@"\n'
+        f"exec python3 -Esc '{POD_START}' \"$@\"\n"
     ).encode()
     hook = shell_settings(config) + BASH_HOOK
     buffer = io.BytesIO()
@@ -3675,7 +3676,7 @@ def set_up_argv(config: Config) -> list[str]:
     identity = git_identity()
     if identity:
         made["git"] = identity
-    words = ["python3", f"{POD_TOOL}/tazpod.py", SETUP_WORD, json.dumps(made), *config.links]
+    words = ["python3", "-Esc", POD_START, SETUP_WORD, json.dumps(made), *config.links]
     return [config.program, "exec", "-u", "0", config.container_name, *words]
 
 

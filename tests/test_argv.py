@@ -226,7 +226,7 @@ PROOF = ("docker", "exec", "-u", "0", NAME, "test", "-e", "/workspace/.tazpod/ru
 COPY = ("docker", "cp", "-", f"{NAME}:/")
 SETUP = (
     *("docker", "exec", "-u", "0", NAME),
-    *("python3", "/opt/tazpod/tazpod.py", "__internal_setup"),
+    *("python3", "-Esc", tazpod.POD_START, "__internal_setup"),
     '{"user": "tazpod", "ghost_mode": true, "vault_binds": [".aws"]}',
     *(".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
     *(".local/share/opencode", ".config/opencode", ".local/state/opencode"),
