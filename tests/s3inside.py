@@ -242,7 +242,7 @@ class Gate(http.server.BaseHTTPRequestHandler):
 
 def serve_gate() -> None:
     http.server.ThreadingHTTPServer.request_queue_size = 64
-    http.server.ThreadingHTTPServer(("127.0.0.1", GATE), Gate).serve_forever()
+    http.server.ThreadingHTTPServer(("0.0.0.0", GATE), Gate).serve_forever()
 
 
 def control(method: str, body: Any = None) -> Any:

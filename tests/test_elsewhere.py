@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,7 +16,10 @@ from pathlib import Path
 
 import enginelib
 import pytest
-from enginelib import IMAGE, PASSPHRASE, Place, docker, eventually
+import s3inside
+from conftest import ROOT, write_stub
+from enginelib import IMAGE, PASSPHRASE, Place, Terminal, docker, eventually, unique
+from s3lib import KEYS, LATEST, Cloud, md5
 
 import tazpod
 
@@ -104,13 +109,13 @@ def away(place: Place, elsewhere: Elsewhere) -> Iterator[Place]:
     shutil.rmtree(folder)
 
 
-def refused(place: Place, words: tuple[str, ...], **env: str) -> None:
+def refused(place: Place, words: tuple[str, ...], host: str = "127.0.0.1", **env: str) -> None:
     """The word does nothing and says where to work."""
     passphrase = PASSPHRASE if words in (("unlock",), ("passwd",)) else None
     done = place.run(*words, passphrase=passphrase, **env)
     assert done.returncode == 1, (words, done)
     assert f"error: the engine's machine does not see {place.folder}:" in done.stderr
-    assert f"hint: work on that machine: ssh -t 127.0.0.1 'cd {place.folder} && tazpod'" in done.stderr
+    assert f"hint: work on that machine: ssh -t {host} 'cd {place.folder} && tazpod'" in done.stderr
     assert "saved" not in done.stderr and "locked" not in done.stderr and "passphrase" not in done.stderr
     assert not list((place.folder / ".tazpod/run").glob(".*"))
 
@@ -163,3 +168,99 @@ def test_the_routes_of_this_machine_say_nothing_of_another(tmp_path: Path, monke
         assert (tazpod.engine_address(), tazpod.engine_host(), tazpod.route_mtu()) == (address, host, mtu)
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/y.sock")  # which comes first, as docker has it
     assert (tazpod.engine_address(), tazpod.route_mtu()) == ("unix:///run/y.sock", here)
+
+
+# -- the way to work on another machine
+
+
+class Machine:
+    """Another machine, as ssh(1) finds it: root has a home of its own there, and the same engine."""
+
+    def __init__(self, box: Path) -> None:
+        self.home, self.stubs = box / "other-home", box / "stubs"
+        for folder in (self.home, self.home / ".ssh", self.stubs):
+            folder.mkdir(mode=0o700)
+        handed = {name: os.environ[name] for name in enginelib.HANDED_ON if name in os.environ} | KEYS
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in handed.items()]
+        (self.home / ".bashrc").write_text("\n".join(lines) + "\n")
+        key, host_key, passwd = box / "key", box / "host-key", box / "passwd"
+        subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", key], check=True)
+        subprocess.run(["dropbearkey", "-t", "ed25519", "-f", host_key], check=True, capture_output=True)
+        shutil.copy(f"{key}.pub", self.home / ".ssh/authorized_keys")
+        passwd.write_text(f"root:x:0:0:root:{self.home}:/bin/bash\n")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        options = f"-F none -i {key} -p {port} -o UserKnownHostsFile={box / 'known'}"
+        options += " -o StrictHostKeyChecking=accept-new -o BatchMode=yes"
+        write_stub(self.stubs, "ssh", f'exec {shutil.which("ssh")} {options} "$@"')
+        script = 'mount --bind "$0" /etc/passwd && exec dropbear -F -r "$1" -p "127.0.0.1:$2" -P "$0.pid"'
+        argv = ["unshare", "--mount", "bash", "-c", script, str(passwd), str(host_key), str(port)]
+        env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        self.process = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
+        self.env = {"PATH": f"{self.stubs}:{os.environ['PATH']}"}
+
+    def answers(self) -> bool:
+        """Whether it lets this user in."""
+        argv = ["ssh", "root@127.0.0.1", "true"]
+        env = {**os.environ, **self.env}
+        return subprocess.run(argv, env=env, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """The other machine, which answers."""
+    machine = Machine(tmp_path)
+    try:
+        eventually(machine.answers, "the other machine lets in who has the key")
+        yield machine
+    finally:
+        machine.process.terminate()
+        machine.process.wait(timeout=enginelib.PATIENCE)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    """A storage that both machines reach, in a container beside theirs."""
+    name = unique()
+    docker("run", "-d", "--name", name, IMAGE, "sleep", "infinity")
+    cloud = None
+    try:
+        cloud = Cloud(name, tmp_path / "cloud")
+        yield cloud
+    finally:
+        if cloud:
+            cloud.close()
+        docker("rm", "-f", name)
+
+
+def test_one_file_and_a_pull_are_the_way_to_another_machine(
+    place: Place, machine: Machine, cloud: Cloud
+) -> None:
+    place.env |= {**KEYS, **machine.env}
+    address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", cloud.pod).strip()
+    place.init("network.mtu: 'off'", f"aws_sso.endpoint_url: http://{address}:{s3inside.GATE}")
+    place.ok("unlock", passphrase=PASSPHRASE)
+    place.reads("echo kept > ~/secrets/token")
+    release, there = place.box / "tazpod.pyz", machine.home / "my project"
+    subprocess.run([sys.executable, str(ROOT / "tests/release"), str(release)], check=True)
+    words = [str(ROOT / "docs/elsewhere"), str(release), "root@127.0.0.1", there.name]
+    person = Terminal(words, place.folder, place.env)
+    place.terminals.append(person)
+    person.answers((r"\[y/N\] ", "y"))  # what the config asks for is new to that machine
+    person.answers((r"Passphrase[^\n]*: ", PASSPHRASE))
+    person.sees("the vault is open")
+    assert person.sh("cat ~/secrets/token") == "kept"
+    assert docker("inspect", "-f", "{{range .Mounts}}{{.Source}} {{end}}", place.name).count(str(there)) >= 1
+    person.sh("echo changed > ~/secrets/token")
+    assert person.leaves() == 0
+    assert place.is_shut()
+    sealed = there / ".tazpod/vault/vault.tar.aes"
+    assert cloud.objects()[LATEST] == md5(sealed.read_bytes()) != md5(place.sealed.read_bytes())
+
+
+def test_an_engine_by_ssh_is_refused_as_well(away: Place, elsewhere: Elsewhere, machine: Machine) -> None:
+    with (machine.home / ".bashrc").open("a") as file:
+        file.write(f"export DOCKER_HOST=unix://{elsewhere.socket}\n")
+    for words in (("up",), ("unlock",), ("run", "id")):
+        refused(away, words, "root@127.0.0.1", DOCKER_HOST="ssh://root@127.0.0.1", **machine.env)
+        assert elsewhere.docker("ps", "-aq") == ""
