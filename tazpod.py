@@ -4196,8 +4196,10 @@ def destroy_transit(vault: Vault) -> list[str]:
         holders.update({**scan_holders(device), **scan_namespaces(mount.device)})
         if holders or not erase_and_unmount(vault, mount):
             holders.update(destroy_held(vault, mount, device))
-        holders.update(scan_namespaces(mount.device))
-        for place in (vault.home / name for name in vault.binds):
+        binds = [vault.home / name for name in vault.binds]
+        places = [str(place) for place in (vault.transit, vault.mount, *binds)]
+        holders.update(scan_namespaces(mount.device, places))  # who came meanwhile
+        for place in binds:
             late = mounted_at(place)  # what a killed unlock has bound there just now
             if late and late.device == mount.device:  # by its place: the number may be another's by now
                 unmount(place)
@@ -4317,12 +4319,18 @@ def name_of(process: Path) -> str:
     return "?"
 
 
-def scan_namespaces(device: str) -> dict[int, str]:
-    """The processes whose mount namespace is not ours and shows a device, too; anybody may look at that."""
-    needle = f" {device} ".encode()
+def scan_namespaces(device: str, places: Collection[str] = ()) -> dict[int, str]:
+    """The processes whose mount namespace is not ours and shows a device, too; anybody may look at that.
 
-    def mount_ids(table: Path) -> set[bytes]:
-        return {line.split()[0] for line in table.read_bytes().splitlines() if needle in line}
+    With `places` only a mount there counts: once a device is gone, its number may be given to another.
+    """
+
+    def mount_ids(table: Path) -> set[str]:
+        ids = set()
+        for line in table.read_text(errors="surrogateescape").splitlines():
+            if f" {device} " in line and (not places or parse_mountinfo(line)[0].point in places):
+                ids.add(line.split()[0])
+        return ids
 
     ours = mount_ids(Path("/proc/self/mountinfo"))
     found = {}

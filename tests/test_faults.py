@@ -1116,6 +1116,45 @@ def fill_awkwardly(world: World) -> None:
         subprocess.run(["chattr", f"+{flag}", world.open / f"fixed-{flag}"], capture_output=True)
 
 
+# Mounts other file systems until one gets the number that the vault had.
+STRANGER = """
+import os, subprocess, sys
+for _ in range(500):
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", sys.argv[1]], check=True)
+    if os.stat(sys.argv[1]).st_dev == int(sys.argv[2]):
+        break
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_who_has_another_file_system_under_the_number_of_the_vault_is_not_named(
+    opened: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erase = tazpod.erase_and_unmount
+    device = opened.open.stat().st_dev
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pipe = subprocess.PIPE
+    strangers = []
+
+    def erase_and_give_the_number_away(vault: tazpod.Vault, mount: object) -> bool:
+        gone = erase(vault, mount)
+        argv = ["unshare", "-m", sys.executable, "-c", STRANGER, str(elsewhere), str(device)]
+        stranger = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True)
+        strangers.append(stranger)
+        assert stranger.stdout is not None and stranger.stdout.readline() == "ready\n"
+        return gone
+
+    monkeypatch.setattr(tazpod, "erase_and_unmount", erase_and_give_the_number_away)
+    try:
+        assert tazpod.lock(opened.vault) == []
+        assert strangers
+    finally:
+        for stranger in strangers:
+            stranger.communicate("\n")
+
+
 @pytest.mark.parametrize("how", HIDDEN)
 def test_whoever_holds_the_vault_unseen_reads_nothing_after_the_lock(
     opened: World, tmp_path: Path, how: str
