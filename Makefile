@@ -6,6 +6,8 @@
 #   make test    all tests, on Docker; ARGS='-k vault' is handed to pytest
 #   make engines what touches the engine, on Podman with root and without, and
 #                on Docker with the storage driver vfs
+#   make walk    a random walk with faults, ten minutes of it, on an engine of its
+#                own; ARGS='--seed N --steps N', see tests/walk/__main__.py
 #   make check   ruff and mypy
 #   make man     docs/tazpod.1, from the tables that --help is made from
 #   make audit   docs/audit.md, from the builders of the calls
@@ -17,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test engines check man clean audit release
+.PHONY: run test engines walk check man clean audit release
 .DEFAULT_GOAL := run
 
 IMAGE = tazzo/tazpod-ai:latest
@@ -53,6 +55,11 @@ engines: .venv/ready
 	tests/engine with vfs $(PYTEST) $(ASIDE)vfs $(WALK)
 	tests/engine with rootless $(PYTEST) $(ASIDE)rootless $(WALK) $(ON_ROOTLESS)
 	tests/engine with podman $(PYTEST) $(ASIDE)podman -m engine -k "not full_image" $(ON_PODMAN)
+
+walk: .venv/ready
+	tests/engine need gpg ip=iproute2
+	tests/engine image docker $(TEST_IMAGE) aws
+	tests/engine with docker env TAZPOD_TEST_IMAGE=$(TEST_IMAGE) .venv/bin/python tests/walk --faults $(ARGS)
 
 check: .venv/ready
 	.venv/bin/ruff check .

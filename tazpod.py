@@ -8594,6 +8594,8 @@ def ask_pod(config: Config, container: Container, word: str) -> Any:
     why = result.reason
     if not is_installed(config, container):
         why = "it holds another version of tazpod"
+        if "fitted" not in read_records(config.project).get(container.id, {}):
+            why = "it was never set up to the end from here"
         if is_alive(config.run_folder / UP_LOCK):
             why = "it is being set up just now"
     raise TazpodError(f"the container could not be asked: {why}", "tazpod up, then again")

@@ -475,3 +475,11 @@ def test_a_project_that_was_moved_and_another_put_in_its_place_is_told_apart(pla
     moved.rename(place.folder)
     assert "saved" in place.ok("save", "--force")
     place.ok("down")
+
+
+def test_a_container_whose_set_up_was_cut_off_is_not_called_another_version(place: Place) -> None:
+    place.init().run_by_hand()
+    done = place.run("status")
+    assert done.returncode == 1
+    assert "could not be asked: it was never set up to the end from here" in done.stderr
+    assert "hint: tazpod up" in done.stderr

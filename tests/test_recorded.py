@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -25,7 +26,7 @@ GO_VAULT = (DATA / "vault1.tar.aes").read_bytes()
 GO_PASSPHRASE = json.loads((DATA / "manifest.json").read_text())["vaults"]["vault1.tar.aes"]["passphrase"]
 OTHER_PASSPHRASE = "another passphrase of the tests"
 UID = 1234  # neither root's nor the operator's in the image
-MTU = 1290  # of a network of its own
+MTU = 1301 + os.getpid() % 99  # of a network that no other run has
 NARROW = tazpod.network_name(MTU)
 
 

@@ -1,0 +1,147 @@
+"""A random walk over the real command line and an engine of its own, with faults at any moment.
+
+    python tests/walk [--seed N] [--steps N] [--seconds S] [--faults [SHARE]] [--only N,N,..] [--shorten]
+
+Each step is drawn from a seed; with --faults some are disturbed while they run: a process of ours is killed
+on either side, the container is killed, restarted, paused or stopped by somebody else, the engine is killed
+and started again, the disk is full.  After each step a model that knows nothing of the tool's insides says
+what the vault must hold, stock gpg and tar open the sealed file, and the kernel says what is mounted:
+
+- the sealed file is a whole version that was once in the open vault, never older than the last one that
+  was said to be saved;
+- what is locked in good order was sealed first, and nothing of it can be read any more;
+- what status says of the vault is so, and nothing is called well that is not;
+- after the last session has died, all is saved and locked within 20 seconds;
+- no temporary file outlives a save, and no word ends in a traceback or fails for no reason.
+
+A walk that finds something prints its seed and its steps and ends with status 1.  --only with the numbers
+that it prints plays just those steps again, and --shorten tries to find fewer of them that do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
+os.environ.setdefault("TAZPOD_ENGINE", "docker")
+
+from engine import Engine  # noqa: E402
+from enginelib import IMAGE  # noqa: E402
+from model import Violation  # noqa: E402
+from steps import Walk  # noqa: E402
+
+ONE_PROJECT = 300  # steps; then the next seed begins with another
+TRIES = 12  # at fewer steps
+
+
+class Played(NamedTuple):
+    """How a walk ended: what it found, the numbers of its steps, and what it did."""
+
+    found: str
+    numbers: list[int]
+    log: list[str]
+    counts: Counter[str]
+
+
+class Player:
+    """Plays walks in a box, each in a folder of its own."""
+
+    def __init__(self, box: Path, faults: float) -> None:
+        self.box = box
+        self.faults = faults
+        (box / "engine").mkdir()
+        box.chmod(0o755)
+        self.engine = Engine(box / "engine", IMAGE)
+
+    def play(self, seed: int, steps: int, deadline: float, only: set[int] | None = None) -> Played:
+        """Take the steps of a seed, until something is found."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{seed}-", dir=self.box))
+        folder.chmod(0o755)
+        walk = Walk(seed, folder, self.engine, self.faults)
+        found = ""
+        try:
+            while walk.number < steps and time.monotonic() < deadline:
+                walk.step(only)
+        except Violation as violation:
+            found = str(violation)
+        except BaseException:
+            print("\n".join(walk.log[-10:]))
+            raise
+        finally:
+            walk.close()
+        return Played(found, [int(line.split()[0]) for line in walk.log], walk.log, walk.counts)
+
+    def shorten(self, seed: int, numbers: list[int]) -> list[int]:
+        """Fewer steps that find something as well: pieces are left out, ever smaller ones."""
+        size = len(numbers) // 2
+        tries = 0
+        while size and tries < TRIES:
+            for start in range(0, len(numbers) - size, size):
+                fewer = numbers[:start] + numbers[start + size :]
+                tries += 1
+                again = self.play(seed, fewer[-1], time.monotonic() + 3600, set(fewer))
+                if again.found:
+                    print(f"walk: {len(again.numbers)} steps do as well: {again.found}")
+                    numbers = again.numbers
+                    break
+            else:
+                size //= 2
+        return numbers
+
+
+def report(seed: int, played: Played) -> None:
+    """What was found, and how to see it again."""
+    print("\n".join(played.log[-40:]))
+    print(f"walk: seed {seed}, step {played.numbers[-1]}: {played.found}")
+    print(f"walk: again: --seed {seed} --only {','.join(map(str, played.numbers))}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="walk", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32))
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--seconds", type=float, default=600, help="after which no step begins")
+    parser.add_argument("--faults", type=float, nargs="?", const=0.3, default=0.0, help="their share")
+    parser.add_argument("--only", default="", help="the steps to take, all others left out")
+    parser.add_argument("--shorten", action="store_true")
+    args = parser.parse_args()
+    only = {int(number) for number in args.only.split(",")} if args.only else None
+    box = Path(tempfile.mkdtemp(prefix="tazpod-walk-"))
+    player = Player(box, args.faults)
+    deadline = time.monotonic() + args.seconds
+    total: Counter[str] = Counter()
+    seed = args.seed
+    try:
+        while total["steps"] < args.steps and time.monotonic() < deadline:
+            steps = min(ONE_PROJECT, args.steps - total["steps"])
+            played = player.play(seed, max(only) if only else steps, deadline, only)
+            total += played.counts
+            print(f"walk: seed {seed}: {played.counts['steps']} steps; in all {dict(total)}", flush=True)
+            if played.found:
+                report(seed, played)
+                if args.shorten:
+                    fewer = player.shorten(seed, played.numbers)
+                    print(f"walk: shorter: --seed {seed} --only {','.join(map(str, fewer))}")
+                return 1
+            if only:
+                return 0
+            seed += 1
+    finally:
+        player.engine.close()
+        shutil.rmtree(box, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
