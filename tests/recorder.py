@@ -21,7 +21,7 @@ from enginelib import ENGINE, IMAGE, Owned, docker
 
 FOLDER = "/recorded"  # in the container: a folder of the host's
 # On the host's PATH.  Podman is one that says nothing: that it is asked is all there is to see.
-ON_HOST = {"podman": "", **{name: shutil.which(name) for name in (ENGINE, "uname")}}
+ON_HOST = {"podman": "", **{name: shutil.which(name) for name in (ENGINE, "uname", "git")}}
 
 
 class Started(NamedTuple):

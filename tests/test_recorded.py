@@ -35,6 +35,7 @@ class Life:
 
     def __init__(self, box: Path) -> None:
         self.place = Owned(box, UID, UID)
+        (self.place.home / ".gitconfig").write_text("[user]\n\tname = operator\n")
         self.recorder = Recorder(self.place)
         self.clouds: list[s3lib.Cloud] = []
 
@@ -234,7 +235,7 @@ def is_tool(words: Sequence[str]) -> bool:
 
 # What the kernel starts for a script, and the scripts.
 INTERPRETERS = ("/bin/sh", "/usr/bin/python3")
-SCRIPTS = ("tazpod", "aws", "docker", "podman", "uname")
+SCRIPTS = ("tazpod", "aws", "docker", "podman", "uname", "git")
 
 
 def words_of(one: Started) -> list[str]:
