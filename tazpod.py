@@ -136,6 +136,7 @@ COMPLETE_WORD = "__complete"
 
 ETHERNET_MTU = 1500  # bytes; what Docker's bridge takes for granted
 
+SLOW = 2.0  # seconds after which a person is told what is waited for
 TIME_LIMIT = 120.0  # seconds a helper program may take before it counts as hung
 WAIT_LIMIT = 60.0  # seconds to wait for another tazpod that works on the same vault
 ATTEMPTS = 3  # at the passphrase, and of the AWS CLI at one call
@@ -495,6 +496,7 @@ class Options:
         # What a dry run has shown counts as done for what comes after it: containers by name.
         self.containers: dict[str, Any] = {}
         self.mounts: list[Sequence[str]] = []  # the calls of mount and umount
+        self.half_line = False  # whether the terminal shows what is waited for: see `waiting`
 
 
 OPTIONS = Options()
@@ -550,6 +552,7 @@ def quoted(*words: str) -> str:
 
 def _talk(text: str, mark: str = "", colour: str = "") -> None:
     """Print one line on standard error, with a coloured mark in front of it where there is one."""
+    end_half_line()
     line = plain(text)
     if mark:
         line = f"{_paint(mark, colour)} {line}"
@@ -611,6 +614,57 @@ def emit(*lines: str) -> None:
 def emit_json(value: object) -> None:
     """Print data for programs on standard output.  JSON itself escapes all that a terminal would obey."""
     emit(*json.dumps(value, indent=2).splitlines())
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people."""
+    if count < 1024:
+        return f"{count} bytes"
+    size = count / 1024
+    for unit in ("KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+@contextlib.contextmanager
+def waiting(what: Callable[[], str]) -> Iterator[None]:
+    """Meanwhile, tell a person at a terminal what takes so long, in a line that is written anew each second."""
+    if not on_terminal():
+        yield
+        return
+    import threading
+
+    start = time.monotonic()
+    over = threading.Event()
+
+    def tell() -> None:
+        pause = SLOW
+        while not over.wait(pause):
+            OPTIONS.half_line = True
+            mark = _paint("tazpod:", "1;36")
+            line = f"\r{mark} {plain(what())}, {time.monotonic() - start:.0f} s\033[K"
+            with contextlib.suppress(OSError, ValueError):
+                print(line, end="", file=sys.stderr, flush=True)
+            pause = 1.0
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        end_half_line()
+
+
+def end_half_line() -> None:
+    """Take that line away, before another is written."""
+    if OPTIONS.half_line:
+        OPTIONS.half_line = False
+        with contextlib.suppress(OSError, ValueError):
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:
@@ -5275,9 +5329,10 @@ def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
         try:
-            seal(tree, vault.mount, passphrase, fd)
-            os.fsync(fd)
-            prove_equal(tree, vault.mount, passphrase, fd)
+            with waiting(partial("sealing {}".format, bytes_text(tree.size))):
+                seal(tree, vault.mount, passphrase, fd)
+                os.fsync(fd)
+                prove_equal(tree, vault.mount, passphrase, fd)
         except VaultError:
             again = survey(vault.mount)
             if again.digest == tree.digest or attempt == ATTEMPTS - 1:
@@ -5706,6 +5761,20 @@ def s3_argv(storage: Storage, operation: str, *words: str) -> list[str]:
     return aws_argv(*argv, *words)
 
 
+def transfer_text(storage: Storage, operation: str, words: Sequence[str]) -> str:
+    """What a call of the storage is at, for people: with the bytes that it sends, or has fetched by now."""
+    size = 0
+    if operation == "put-object" and "--body" in words:
+        with contextlib.suppress(OSError):
+            size = os.stat(words[words.index("--body") + 1]).st_size
+        return f"sending {bytes_text(size)} to {storage.bucket}"
+    if operation == "get-object":
+        with contextlib.suppress(OSError):
+            size = os.stat(words[-1]).st_size
+        return f"fetching the vault from {storage.bucket}, {bytes_text(size)} so far"
+    return f"asking {storage.bucket}"
+
+
 def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[str, Any]:
     """One call of `aws s3api` on the bucket; its JSON answer.  Raises StorageError.
 
@@ -5725,7 +5794,8 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
         limit = TRANSFER_LIMIT
     _, *argv = s3_argv(storage, operation, *words)
     changes = operation not in LOOKING
-    result = ask_aws(*argv, profile=profile, keys=keys, limit=limit, changes=changes)
+    with waiting(partial(transfer_text, storage, operation, words)):
+        result = ask_aws(*argv, profile=profile, keys=keys, limit=limit, changes=changes)
     if result.code != 0:
         raise aws_error(result, what or f"storage {storage.bucket}")
     try:
@@ -6719,7 +6789,8 @@ def leave_vault(config: Config, session: Session, cut: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # this runs to its end
     argv = exec_argv(config, ["tazpod", *words], terminal=False)
-    return run_foreground(argv, stdin=DEVNULL, own_session=True)
+    with waiting(lambda: "saving and locking the vault"):
+        return run_foreground(argv, stdin=DEVNULL, own_session=True)
 
 
 def entry_step(config: Config, words: Sequence[str]) -> int:
@@ -7814,18 +7885,6 @@ def passphrase_for(args: argparse.Namespace, ask: Callable[[], bytes]) -> bytes:
 def amount(tree: Tree) -> str:
     """How much is in a vault, for people."""
     return f"{plural(tree.files, 'file')}, {bytes_text(tree.size)}"
-
-
-def bytes_text(count: int) -> str:
-    """A number of bytes for people."""
-    if count < 1024:
-        return f"{count} bytes"
-    size = count / 1024
-    for unit in ("KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def plural(count: int, noun: str) -> str:
@@ -9064,6 +9123,19 @@ def cmd_pod_doctor(args: argparse.Namespace) -> int:
     return OK
 
 
+def cmd_logs(args: argparse.Namespace) -> int:
+    """print the daemon's log, which is in the container"""
+    if in_pod():
+        for path in (f"{LOG_PATH}.1", LOG_PATH):
+            with contextlib.suppress(FileNotFoundError):
+                emit(*read_shared(Path(path)).decode(errors="replace").splitlines())
+        return OK
+    config, container, _ = look_for_container(the_project(LOOKS))
+    if container is None or not container.running:
+        raise TazpodError("the container does not run, and the daemon's log is in it", "tazpod up")
+    return pod_command(config, ["logs"])
+
+
 def cmd_doctor(args: argparse.Namespace) -> int:
     """check engine, image, network, files and container; tell what to mend, and how"""
     project = project_folder()
@@ -9254,6 +9326,7 @@ WORDS: dict[str, tuple[Word, ...]] = {
         Word("trust", cmd_trust, (SHOW,), host_only=True),
         Word("list", cmd_list, (JSON,), host_only=True),
         Word("doctor", cmd_doctor, (JSON,)),
+        Word("logs", cmd_logs),
         Word("completion", cmd_completion, (option("shell", choices=[*COMPLETIONS], help="the shell"),)),
     ),
     "Storage": (

@@ -720,6 +720,47 @@ def test_the_help_of_a_short_word_says_what_it_is_short_for(short, whole):
     assert f"`tazpod {short}` is short for `tazpod {whole}`" in text
 
 
+WAITING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tazpod
+tazpod.SLOW = 0.01
+with tazpod.waiting(lambda: "sending 3.0 MiB"):
+    sys.stdin.readline()
+    tazpod.say("by the way")
+    sys.stdin.readline()
+tazpod.say("sent")
+"""
+
+
+def test_what_takes_long_is_told_in_a_line_that_is_taken_away_again():
+    argv = ["-c", WAITING, str(ROOT)]
+    env = {"LANG": "C.UTF-8", "NO_COLOR": "1"}
+    child = pexpect.spawn(sys.executable, argv, timeout=30, encoding="utf-8", env=env, echo=False)
+    child.expect_exact("\rtazpod: sending 3.0 MiB, 0 s\x1b[K")
+    child.sendline("")
+    child.expect_exact("\r\x1b[Ktazpod: by the way\r\n")
+    child.expect_exact("\rtazpod: sending 3.0 MiB, ")
+    child.sendline("")
+    child.expect_exact("\r\x1b[Ktazpod: sent\r\n")
+    child.expect(pexpect.EOF)
+    done = subprocess.run([sys.executable, *argv], input="\n\n", capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "tazpod: by the way\ntazpod: sent\n")
+
+
+def test_a_transfer_is_told_with_its_bytes(tmp_path):
+    path = tmp_path / "part"
+    path.write_bytes(bytes(3 << 20))
+    storage = tazpod.Storage("b", "r", "p")
+    for operation, words, text in (
+        ("put-object", ("--key", "k", "--body", str(path), "--if-none-match", "*"), "sending 3.0 MiB to b"),
+        ("get-object", ("--key", "k", str(path)), "fetching the vault from b, 3.0 MiB so far"),
+        ("get-object", ("--key", "k", str(tmp_path / "no")), "fetching the vault from b, 0 bytes so far"),
+        ("head-object", ("--key", "k"), "asking b"),
+    ):
+        assert tazpod.transfer_text(storage, operation, words) == text
+
+
 @pytest.mark.parametrize("words", [("help", "update"), ("update", "--help")])
 def test_the_help_of_update_speaks_of_the_image_alone(words):
     done = run_cli(*words)

@@ -21,7 +21,7 @@ OFFERED = [
     ("un", ["unlock"]),
     ("s", ["save", "setup-storage", "ssh", "status", "sync"]),
     ("--d", ["--debug", "--dry-run"]),
-    ("--yes --debug lo", ["lock", "login"]),
+    ("--yes --debug lo", ["lock", "login", "logs"]),
     ("help ", sorted(WORDS)),
     ("help lock ", []),
     ("nonsense ", []),

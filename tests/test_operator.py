@@ -208,6 +208,15 @@ def test_ctrl_c_without_a_terminal_of_its_own_ends_the_command(opened: Place) ->
     assert opened.is_open()
 
 
+def test_logs_are_those_of_the_daemon_and_start_no_container(lab: Place) -> None:
+    lab.ok("unlock", passphrase=PASSPHRASE)
+    eventually(lambda: "INFO started" in lab.ok("logs"), "the daemon says that it has started")
+    docker("stop", "-t", "0", lab.name)
+    done = lab.run("logs")
+    assert done.returncode == 1 and "error: the container does not run" in done.stderr
+    assert lab.run("status").stdout.startswith("container  exited")
+
+
 # -- list, and --pod
 
 
