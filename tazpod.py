@@ -630,7 +630,7 @@ def bytes_text(count: int) -> str:
 
 @contextlib.contextmanager
 def waiting(what: Callable[[], str]) -> Iterator[None]:
-    """Meanwhile, tell a person at a terminal what takes so long, in a line that is written anew each second."""
+    """Tell a person at a terminal meanwhile what takes so long, in a line that is written over and over."""
     if not on_terminal():
         yield
         return

@@ -17,7 +17,15 @@ import tazpod
 HOST_WORDS = [word.name for word in tazpod.all_words().values() if word.host_only]
 POD_WORDS = ["unlock", "save", "lock", "passwd", "verify", "restore", "history"]
 POD_WORDS += ["login", "push", "pull", "setup-storage"]
-BOTH_WORDS = ["config", "env", "status", "doctor", "completion"]  # env only says on the host where it belongs
+BOTH_WORDS = [
+    "adopt",
+    "logs",
+    "config",
+    "env",
+    "status",
+    "doctor",
+    "completion",
+]  # env only says on the host where it belongs
 
 
 def shown(capfd):
@@ -247,7 +255,9 @@ def test_the_help_of_a_word_is_the_same_both_ways_and_names_each_option(name):
     word = tazpod.find_word(tazpod.ALIASES.get(name, [name])[0])
     assert before.stdout.startswith(f"usage: tazpod {word.name} ")
     for names, settings in word.options:
-        label = f"{{{','.join(settings['choices'])}}}" if "choices" in settings else names[0]
+        label = names[0] if names[0].startswith("-") else settings.get("metavar", names[0])
+        if "choices" in settings:
+            label = f"{{{','.join(settings['choices'])}}}"
         assert (label in before.stdout) == (settings.get("help") != tazpod.HIDDEN)
 
 
