@@ -135,7 +135,7 @@ def test_the_configs_that_version_0_5_0_kept_are_gone(project):
 # -- the gate
 
 
-READ_ONLY = {"status", "config", "list", "history", "doctor", "completion", "trust"}
+READ_ONLY = {"status", "config", "list", "history", "doctor", "logs", "completion", "trust"}
 ENDS = {"lock", "save", "down"}
 TYPED = {
     "run": ["run", "true"],
