@@ -84,5 +84,8 @@ class Engine:
         for name in ("dockerd.pid", "exec/containerd/containerd.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((self.box / name).read_text()), signal.SIGKILL)
-        sh("umount", "-l", f"{self.box}/exec/netns/default", check=False)
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            point = line.split()[4]
+            if point.startswith(f"{self.box}/"):  # one that was killed leaves its own behind
+                sh("umount", "-l", point, check=False)
         sh("ip", "link", "delete", self.bridge, check=False)
