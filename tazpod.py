@@ -2488,24 +2488,33 @@ def places_on_the_way(path: str) -> list[tuple[str, bool]]:
     return places
 
 
+def in_project(project: Path, path: str) -> bool:
+    """Whether a path without links lies in a project, be it by another mount of the same folder."""
+    if _is_below(path, os.path.realpath(project)):
+        return True
+    table = own_mounts()
+    if not table:
+        return False
+    device, root = what_lies_at(path, table)
+    return is_part(device, root, parts_of_project(project, table))
+
+
 def leads_out(project: Path, path: str) -> bool:
     """Whether a path goes through a link in the project, which the container can make, and ends outside.
 
     One that nobody can follow, because a link leads to itself, counts as such.
     """
-    real = os.path.realpath(project)
     try:
         places = places_on_the_way(path)
     except OSError:
         return True
-    through_project = any(link and _is_below(os.path.dirname(place), real) for place, link in places)
-    return through_project and not _is_below(places[-1][0], real)
+    through_project = any(link and in_project(project, os.path.dirname(place)) for place, link in places)
+    return through_project and not in_project(project, places[-1][0])
 
 
 def passes_through(project: Path, path: str) -> bool:
     """Whether a path comes through the project, or ends there."""
-    real = os.path.realpath(project)
-    return any(_is_below(place, real) for place, _ in places_on_the_way(path))
+    return any(in_project(project, place) for place, _ in places_on_the_way(path))
 
 
 def refuse_to_be_led_out(project: Path, path: str, what: str) -> None:
@@ -2564,6 +2573,42 @@ def parse_mountinfo(text: str) -> list[Mount]:
             root, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in fields[3:5])
             mounts.append(Mount(fields[2], point, right.split(" ")[0], root))
     return mounts
+
+
+def own_mounts(proc: str = "/proc") -> list[Mount]:
+    """The mounts that this process sees; nothing on a system that does not tell, such as macOS."""
+    with contextlib.suppress(FileNotFoundError), open(f"{proc}/self/mountinfo", "rb") as file:
+        return parse_mountinfo(os.fsdecode(file.read()))
+    return []
+
+
+def what_lies_at(path: str, table: Sequence[Mount]) -> tuple[str, str]:
+    """The device that a path without links comes to, and the path on it; a table that is empty tells '', ''.
+
+    A mount that another one covers is told by the device of what is there.
+    """
+    device = ""
+    with contextlib.suppress(OSError):
+        found = os.stat(path).st_dev
+        device = f"{os.major(found)}:{os.minor(found)}"
+    around = [mount for mount in table if _is_below(path, mount.point)]
+    around.sort(key=lambda mount: (mount.device == device, len(mount.point)))
+    if not around:
+        return "", ""
+    last = around[-1]
+    return last.device, os.path.normpath(os.path.join(last.root, os.path.relpath(path, last.point)))
+
+
+def parts_of_project(project: Path, table: Sequence[Mount]) -> list[tuple[str, str]]:
+    """What lies at a project's folder, first, and what is mounted below it: devices, and paths on them."""
+    folder = os.path.realpath(project)
+    below = [(mount.device, mount.root) for mount in table if _is_below(mount.point, folder)]
+    return [what_lies_at(folder, table), *below]
+
+
+def is_part(device: str, root: str, parts: Iterable[tuple[str, str]]) -> bool:
+    """Whether what lies on a device at a path belongs to one of some parts."""
+    return any(device == other and _is_below(root, top) for other, top in parts)
 
 
 # ── 5. container ──────────────────────────────────────────────────────────────────────────
@@ -3493,29 +3538,6 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         return made, container
 
 
-def parts_below(folder: str, table: Sequence[Mount]) -> list[tuple[str, str]]:
-    """What lies at a real path of this host, and what is mounted below it: devices, and what of them.
-
-    The first is the folder itself.  A mount that another one covers is told by the device of the folder.
-    """
-    found = os.stat(folder).st_dev
-    device = f"{os.major(found)}:{os.minor(found)}"
-    around = [mount for mount in table if _is_below(folder, mount.point)]
-    around.sort(key=lambda mount: (mount.device == device, len(mount.point)))
-    if not around:
-        return []
-    last = around[-1]
-    parts = [(last.device, os.path.normpath(os.path.join(last.root, os.path.relpath(folder, last.point))))]
-    parts += [(mount.device, mount.root) for mount in table if _is_below(mount.point, folder)]
-    return parts
-
-
-def parts_of_project(project: Path, proc: str = "/proc") -> list[tuple[str, str]]:
-    """`parts_below` of a project, by the mount table of this process."""
-    with open(f"{proc}/self/mountinfo", "rb") as file:
-        return parts_below(os.path.realpath(project), parse_mountinfo(os.fsdecode(file.read())))
-
-
 def not_shared(config: Config) -> TazpodError:
     """The error for a container that has another folder in the place of the project."""
     there = engine_host() or "HOST"
@@ -3535,10 +3557,10 @@ def refuse_another_folder(config: Config, container: Container) -> None:
     for mount in seen_mounts(container):
         if mount.point != str(WORKSPACE):
             continue
-        parts = parts_of_project(config.project)
-        if parts and parts[0][0] != mount.device:
+        device, root = what_lies_at(os.path.realpath(config.project), own_mounts())
+        if device != mount.device:
             raise not_shared(config)
-        if parts and parts[0][1] != mount.root:
+        if root != mount.root:
             what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
             raise TazpodError(what, way_out_of_moved(config.program, container))
 
@@ -3549,14 +3571,17 @@ def exchanged_mounts(config: Config, container: Container) -> list[str]:
     A program that writes in the project may put a link there between our look and the engine's, which
     follows it at each start.
     """
-    table = [mount for mount in seen_mounts(container) if mount.kind != "tmpfs"]
     binds = [bind for bind in container.binds if passes_through(config.project, bind[0])]
+    table = seen_mounts(container)
     if not table or not binds:
         return []
-    parts = parts_of_project(config.project)
+    parts = parts_of_project(config.project, own_mounts())
+    devices = {device for device, _ in parts}
+    # The vault's own memory may lie upon such a place; it is none of the project's.
+    table = [mount for mount in table if mount.kind != "tmpfs" or mount.device in devices]
 
     def is_in_project(mount: Mount) -> bool:
-        return any(mount.device == device and _is_below(mount.root, root) for device, root in parts)
+        return is_part(mount.device, mount.root, parts)
 
     wrong = []
     for source, place in binds:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import enginelib
@@ -381,17 +382,22 @@ ELSE = "the container has something else than the project's"
 
 
 @pytest.fixture
-def outside(place: Place) -> Path:
+def outside(place: Place) -> Iterator[Path]:
     """A folder of the host with a key in it; beside it lies the project, with a folder `data`."""
     outside = place.box / "outside"
     outside.mkdir()
     (outside / "key").write_text("a key of the host")
     (place.folder / "data").mkdir()
-    return outside
+    yield outside
+    subprocess.run(["umount", "-q", place.box / "bound"])
 
 
 def mounting(way: str, place: Place) -> str:
     """The setting that mounts that folder at /data."""
+    if way == "another mount":
+        (place.box / "bound").mkdir()
+        subprocess.run(["mount", "--bind", place.folder, place.box / "bound"], check=True)
+        return f'mounts: ["{place.box}/bound/data:/data"]'
     if way == "another path":
         (place.box / "alias").symlink_to(place.folder)
         return f'mounts: ["{place.box}/alias/data:/data"]'
@@ -410,7 +416,9 @@ def take_link_away(place: Place) -> None:
     (place.folder / "aside").rename(place.folder / "data")
 
 
-@pytest.mark.parametrize("way", ["mounts", "another path", "docker.args"])
+@pytest.mark.parametrize(
+    "way", ["mounts", "another path", pytest.param("another mount", marks=as_root), "docker.args"]
+)
 def test_a_mount_of_the_project_that_is_exchanged_for_a_link_ends_the_container(
     place: Place, way: str, outside: Path
 ) -> None:
@@ -483,3 +491,17 @@ def test_a_container_whose_set_up_was_cut_off_is_not_called_another_version(plac
     assert done.returncode == 1
     assert "could not be asked: it was never set up to the end from here" in done.stderr
     assert "hint: tazpod up" in done.stderr
+
+
+@as_root
+def test_a_project_in_memory_may_mount_what_is_its_own(place: Place) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.folder], check=True)
+    try:
+        (place.folder / "data").mkdir()
+        (place.folder / "data/file").write_text("its own")
+        place.init('mounts: ["./data:/data"]').ok("up")
+        assert place.reads("cat /data/file") == "its own"
+        place.ok("run", "true")
+        place.ok("down")
+    finally:
+        subprocess.run(["umount", "-l", place.folder], check=True)
