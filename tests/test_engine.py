@@ -407,6 +407,7 @@ def test_a_foreign_container_is_refused_and_left_running(place: Place, other: st
     ours = ["-e", f"HOST_CWD={place.folder}"]  # which anybody can say
     if other:
         other = str(place.box / other)
+        Path(other).mkdir()  # Podman makes none
         ours += ["-v", f"{other}:/workspace"]
     made = docker("run", "-d", "--name", place.name, *ours, IMAGE, "sleep", "infinity").strip()
     for words in ((), ("up",), ("down",), ("down", "--discard"), ("unlock",), ("lock",), ("save",)):

@@ -133,7 +133,7 @@ def test_a_lock_destroys_what_other_mount_namespaces_and_open_files_show(pod: Pl
     pod.reads("echo secret | tee ~/secrets/{plain,deleted-{here,root,namespace,rootspace}} > /dev/null")
     pod.reads("cd ~/secrets; ln plain hard; echo secret > dark; chmod 400 dark")
     for name, prefix in kinds.items():
-        run = ["docker", "exec", "-d", pod.name, *prefix.split(), "env", "HOME=/home/tazpod"]
+        run = [ENGINE, "exec", "-d", pod.name, *prefix.split(), "env", "HOME=/home/tazpod"]
         subprocess.run([*run, "bash", "-c", WATCHER, name], check=True)
         eventually(lambda name=name: pod.inside(f"test -e /tmp/{name}.ready").returncode == 0, "it is ready")
     said = pod.ok("lock")
@@ -159,7 +159,7 @@ time.sleep(600)
 def test_a_vault_of_which_something_is_left_is_not_said_to_be_locked(pod: Place) -> None:
     pod.ok("unlock", passphrase=PASSPHRASE)
     pod.reads("echo secret > ~/secrets/gone; rm -f /tmp/hidden.ready")
-    run = ["docker", "exec", "-d", pod.name, "env", "HOME=/home/tazpod", "python3", "-c", HIDDEN]
+    run = [ENGINE, "exec", "-d", pod.name, "env", "HOME=/home/tazpod", "python3", "-c", HIDDEN]
     subprocess.run(run, check=True)
     eventually(lambda: pod.inside("test -e /tmp/hidden.ready").returncode == 0, "it is ready")
     done = pod.run("lock")
