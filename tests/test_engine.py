@@ -105,8 +105,8 @@ def test_no_to_the_vault_still_opens_the_shell(lab: Place) -> None:
 def test_from_a_subdirectory_the_project_above_is_entered(lab: Place) -> None:
     below = lab.folder / "a/b"
     below.mkdir(parents=True, exist_ok=True)
-    done = lab.run(cwd=below, data="pwd; ls .tazpod/config.yaml")
-    assert (done.returncode, done.stdout) == (0, "/workspace\n.tazpod/config.yaml\n")
+    done = lab.run(cwd=below, data="pwd; ls ../../.tazpod/config.yaml")
+    assert (done.returncode, done.stdout) == (0, "/workspace/a/b\n../../.tazpod/config.yaml\n")
     assert not (below / ".tazpod").exists()
 
 
