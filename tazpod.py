@@ -3185,11 +3185,48 @@ def container_by_mount(config: Config, named: Container | None) -> Container | N
     return None
 
 
+def workspace_place(container: Container) -> tuple[str, str]:
+    """The device and the path on it that a running container has as its workspace; '', '' where none is seen.
+
+    A folder may be moved, and another one put in its place: this is the one that is mounted.
+    """
+    for mount in seen_mounts(container):
+        if mount.point == str(WORKSPACE):
+            return mount.device, mount.root
+    return "", ""
+
+
+def refuse_another_folder(config: Config, container: Container) -> None:
+    """An error for a running container whose workspace is not the folder that has this path now."""
+    device, root = workspace_place(container)
+    if not device:
+        return
+    place = what_lies_at(os.path.realpath(config.project), own_mounts())
+    if place[0] != device:
+        raise not_shared(config)
+    if place[1] != root:
+        what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
+        raise TazpodError(what, way_out_of_moved(config.program, container))
+
+
+def not_shared(config: Config) -> TazpodError:
+    """The error for a container that has another folder in the place of the project."""
+    there = engine_host() or "HOST"
+    command = f"cd {shlex.quote(str(config.project))} && tazpod"
+    return TazpodError(
+        f"the engine's machine does not see {config.project}: the container would have another folder",
+        f"work on that machine: ssh -t {there} {shlex.quote(command)}",
+    )
+
+
 def refuse_moved(config: Config, container: Container) -> None:
     """The error for a container whose project is not where it was: most likely its folder was moved."""
-    if container.project is None or os.path.lexists(container.project):
+    is_here = workspace_place(container) == what_lies_at(os.path.realpath(config.project), own_mounts())
+    if container.project is None or (os.path.lexists(container.project) and not is_here):
         return
     what = f"the project of {container.name} is gone: {container.project}"
+    if is_here:
+        what = f"this is the project of {container.name}, which was made at {container.project}"
     raise TazpodError(what, way_out_of_moved(config.program, container))
 
 
@@ -3538,33 +3575,6 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         return made, container
 
 
-def not_shared(config: Config) -> TazpodError:
-    """The error for a container that has another folder in the place of the project."""
-    there = engine_host() or "HOST"
-    command = f"cd {shlex.quote(str(config.project))} && tazpod"
-    return TazpodError(
-        f"the engine's machine does not see {config.project}: the container would have another folder",
-        f"work on that machine: ssh -t {there} {shlex.quote(command)}",
-    )
-
-
-def refuse_another_folder(config: Config, container: Container) -> None:
-    """An error for a running container whose workspace is not the folder that has this path now.
-
-    A folder may be moved, and another one put in its place.  The kernel's table tells what is mounted,
-    where the container's processes are this machine's; else nothing is told.
-    """
-    for mount in seen_mounts(container):
-        if mount.point != str(WORKSPACE):
-            continue
-        device, root = what_lies_at(os.path.realpath(config.project), own_mounts())
-        if device != mount.device:
-            raise not_shared(config)
-        if root != mount.root:
-            what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
-            raise TazpodError(what, way_out_of_moved(config.program, container))
-
-
 def exchanged_mounts(config: Config, container: Container) -> list[str]:
     """Which files and folders of the project a running container was to have, and has others: their paths.
 
@@ -3584,14 +3594,14 @@ def exchanged_mounts(config: Config, container: Container) -> list[str]:
         return is_part(mount.device, mount.root, parts)
 
     wrong = []
+    places = [os.path.normpath(place) for _, place in container.binds]
     for source, place in binds:
         mounted = [mount for mount in table if mount.point == os.path.normpath(place)]
-        if not mounted:  # the image has a link there: by the name at its end
+        if not mounted:  # the image has a link there, so the end of the name tells; or nothing is mounted
             name = os.path.basename(os.path.normpath(place))
-            mounted = [
-                mount for mount in table if os.path.basename(mount.point) == name and is_in_project(mount)
-            ]
-        if not mounted or not all(map(is_in_project, mounted)):
+            others = [mount for mount in table if mount.point not in places]
+            mounted = [mount for mount in others if os.path.basename(mount.point) == name]
+        if not all(map(is_in_project, mounted)):
             wrong.append(source)
     return wrong
 
@@ -5121,13 +5131,23 @@ def login_in_ram(vault: Vault) -> None:
         os.close(mount_ram(vault.home / ".aws", "1m"))
 
 
-def holder_is_here(path: Path) -> bool:
-    """Whether a process that this container can see holds the flock on a file (proc_locks(5))."""
-    inode = path.stat().st_ino
+def guard_lock(vault: Vault) -> Path:
+    """The file that the guard of a vault's project holds."""
+    return vault.folder.parent / "run" / GUARD_LOCK
+
+
+def is_guarded_elsewhere(vault: Vault) -> bool:
+    """In a container: whether the vault is marked as open, and its guard lives where nobody here can see it.
+
+    The kernel lists only the locks whose holder the reader may see (proc_locks(5)).
+    """
+    if not (vault.marker.exists() and is_alive(guard_lock(vault))):
+        return False
+    inode = guard_lock(vault).stat().st_ino
     for line in Path("/proc/locks").read_text().splitlines():
         if re.search(rf"\bFLOCK\b.* [0-9a-f]+:[0-9a-f]+:{inode} ", line):
-            return True
-    return False
+            return False
+    return True
 
 
 def tell_lost(vault: Vault) -> None:
@@ -5136,11 +5156,10 @@ def tell_lost(vault: Vault) -> None:
     While a guard of the project is at work, only the container that it is in can tell; another container
     gets an error, for the vault may be open there.
     """
-    guarded = vault.folder.parent / "run" / GUARD_LOCK
-    if vault.marker.exists() and is_alive(guarded):
+    if vault.marker.exists() and is_alive(guard_lock(vault)):
         if not in_pod():
             return
-        if not holder_is_here(guarded):
+        if is_guarded_elsewhere(vault):
             what = "another container of this project is at work, and may hold its open vault"
             raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
     with contextlib.suppress(OSError):
@@ -5261,6 +5280,10 @@ def save(
         agree()  # the lock is not held: whoever is asked may never answer
     with exclusive(vault):
         if not is_open(vault):
+            if mounted_at(vault.transit):
+                raise VaultError(
+                    "the vault is neither open nor locked: its secrets are in RAM", "tazpod lock"
+                )
             raise NothingOpen("the vault is locked: there is nothing to save", "tazpod unlock")
         on_disk = sealed_digest(vault)
         current = settled_passphrase(vault, on_disk)
@@ -7747,9 +7770,10 @@ def replace_container(config: Config, force: bool) -> None:
     if not image:
         get_image(config)
         image = config.image
-    aside = f"{config.container_name}-old"
-    if aside in pods_of(config.program, [aside]):
-        raise TazpodError(f"there is a container {aside} already", f"{config.program} rm -f {aside}")
+    found = look_for_container(config)
+    aside = f"{found.config.container_name}-old"
+    if capture([config.program, "container", "inspect", aside]).code == 0:
+        raise TazpodError(f"there is a container {aside} already", f"{config.program} rm {aside}")
     made, old = empty_container(config, discard=False, force=force)
     if old is None:
         return
@@ -8641,7 +8665,10 @@ def pod_facts(config: Config) -> dict[str, Any]:
     """All that the pod knows."""
     vault = pod_vault(config)
     opened = config.ghost_mode and is_open(vault)
-    known = sealed_facts(config, vault, opened)
+    told: bool | None = opened
+    if config.ghost_mode and not opened and is_guarded_elsewhere(vault):
+        told = None
+    known = sealed_facts(config, vault, told)
     if not config.ghost_mode:
         return known
     notes = read_json(Path(GUARD_NOTES))

@@ -109,6 +109,7 @@ LOOK = {
     "places_with_secrets": "the mounts of the container",
     "sees_sign": "a file that is made for that, and taken away",
     "pods_of": "all containers",
+    "replace_container": "whether the name for the one of before is free",
     "create_container": "the network",
     "chosen_engine": "the engine's version",
     "is_rootless": "the engine",

@@ -505,3 +505,13 @@ def test_a_project_in_memory_may_mount_what_is_its_own(place: Place) -> None:
         place.ok("down")
     finally:
         subprocess.run(["umount", "-l", place.folder], check=True)
+
+
+def test_a_mount_that_went_with_its_place_on_the_host_is_no_exchange(place: Place) -> None:
+    for name in ("da ta/sub", "x"):
+        (place.folder / name).mkdir(parents=True)
+    place.init('mounts: ["./da ta:/data", "./x:/data/sub"]').ok("up")
+    shutil.rmtree(place.folder / "da ta")
+    (place.folder / "da ta").mkdir()
+    place.ok("run", "true")
+    place.ok("down")

@@ -97,7 +97,8 @@ def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_los
         for word in (("lock",), ("unlock",)):
             refused = open_place.run(*word, passphrase=PASSPHRASE if word == ("unlock",) else None)
             assert refused.returncode == 1 and "another container of this project" in refused.stderr
-        assert "is lost" not in open_place.run("status").stdout and open_place.is_open()
+        status = json.loads(open_place.run("status", "--json").stdout)["vault"]
+        assert (status["open"], status["lost_since"]) == (None, None) and open_place.is_open()
         assert "saved (1 file" in open_place.ok("--pod", open_place.name, "lock")
         assert "locked already" in open_place.ok("lock")
     finally:
@@ -107,7 +108,8 @@ def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_los
 def test_the_container_of_a_folder_that_was_moved_can_still_save(open_place: Place) -> None:
     open_place.folder.rename(open_place.folder.with_name("moved"))
     open_place.folder.mkdir()
-    refused = open_place.run("--pod", open_place.name, "lock")
-    assert refused.returncode == 1 and "tazpod lock, then" in refused.stderr
+    for words, folder in ((("--pod", open_place.name, "lock"), open_place.folder), (("lock",), None)):
+        refused = open_place.run(*words, cwd=folder or open_place.folder.with_name("moved"))
+        assert refused.returncode == 1 and "tazpod lock, then" in refused.stderr
     open_place.folder.rmdir()
     open_place.folder.with_name("moved").rename(open_place.folder)
