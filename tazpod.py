@@ -3222,6 +3222,7 @@ def not_shared(config: Config) -> TazpodError:
 def refuse_moved(config: Config, container: Container) -> None:
     """The error for a container whose project is not where it was: most likely its folder was moved."""
     is_here = workspace_place(container) == what_lies_at(os.path.realpath(config.project), own_mounts())
+    is_here = is_here and container.project != str(config.project)
     if container.project is None or (os.path.lexists(container.project) and not is_here):
         return
     what = f"the project of {container.name} is gone: {container.project}"
@@ -9445,6 +9446,9 @@ def make_parser(word: Word) -> argparse.ArgumentParser:
 
         def error(self, message: str) -> NoReturn:
             raise UsageError(message, f"{self.prog} --help")
+
+        def print_help(self, file: object = None) -> None:
+            emit(*self.format_help().splitlines())  # which sees that a reader has gone
 
     summary = (word.run.__doc__ or "").strip()
     description = summary[:1].upper() + summary[1:] + "."

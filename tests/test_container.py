@@ -305,7 +305,7 @@ def test_of_a_project_that_was_moved_the_way_on_is_told_and_leads_on(lab: Place)
         lab.ok("trust")  # what was approved was another folder's
         for words in (["status"], ["up"], ["--pod", lab.name, "down"]):
             done = lab.run(*words)
-            assert f"the project of {lab.name} is gone: {before}" in done.stderr
+            assert f"the project of {lab.name}" in done.stderr and str(before) in done.stderr
             hint = done.stderr.rpartition("hint: if it was moved: ")[2]
             assert hint == f"{ENGINE} exec -u tazpod {lab.name} tazpod lock, then {ENGINE} rm -f {lab.name}\n"
         for command in hint.strip().split(", then "):
