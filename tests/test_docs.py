@@ -106,7 +106,7 @@ def test_the_times_are_those_of_the_last_bench() -> None:
     measured = table(page, header)
     for name, ours, ratio, beside in table(README, "| installed with pipx | takes | which is | of |"):
         (row,) = (row for row in measured if row[0] == name)
-        assert (ours, ratio) == (row[1], row[2]) and row[3].endswith(beside), name
+        assert (ours, ratio) == (row[2], row[3]) and row[4].endswith(beside), name
 
 
 # -- links and files
