@@ -2471,6 +2471,7 @@ def places_on_the_way(path: str) -> list[tuple[str, bool]]:
     """Every place that a path comes to, and whether a link lies there; OSError when it never ends."""
     parts = path.split("/")
     places: list[tuple[str, bool]] = []
+    links = 0
     at = "/"
     while parts:
         folder = at
@@ -2481,22 +2482,24 @@ def places_on_the_way(path: str) -> list[tuple[str, bool]]:
             places.append((at, False))
             continue
         places.append((at, True))
-        if len([place for place in places if place[1]]) > 255:  # the kernel follows 40, Go's library 255
+        links += 1
+        if links > 255:  # the kernel follows 40, Go's library 255
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         parts = target.split("/") + parts
         at = folder if parts[0] else "/"
     return places
 
 
-def in_project(project: Path, path: str) -> bool:
-    """Whether a path without links lies in a project, be it by another mount of the same folder."""
-    if _is_below(path, os.path.realpath(project)):
-        return True
+def project_test(project: Path) -> Callable[[str], bool]:
+    """A test for paths without links: whether one lies in a project, be it by another mount of its folder."""
+    folder = os.path.realpath(project)
     table = own_mounts()
-    if not table:
-        return False
-    device, root = what_lies_at(path, table)
-    return is_part(device, root, parts_of_project(project, table))
+    parts = parts_of_project(project, table)
+
+    def lies_in_it(path: str) -> bool:
+        return _is_below(path, folder) or is_part(*what_lies_at(path, table), parts)
+
+    return lies_in_it
 
 
 def leads_out(project: Path, path: str) -> bool:
@@ -2508,13 +2511,15 @@ def leads_out(project: Path, path: str) -> bool:
         places = places_on_the_way(path)
     except OSError:
         return True
-    through_project = any(link and in_project(project, os.path.dirname(place)) for place, link in places)
-    return through_project and not in_project(project, places[-1][0])
+    lies_in_it = project_test(project)
+    through_project = any(link and lies_in_it(os.path.dirname(place)) for place, link in places)
+    return through_project and not lies_in_it(places[-1][0])
 
 
 def passes_through(project: Path, path: str) -> bool:
     """Whether a path comes through the project, or ends there."""
-    return any(in_project(project, place) for place, _ in places_on_the_way(path))
+    lies_in_it = project_test(project)
+    return any(lies_in_it(place) for place, _ in places_on_the_way(path))
 
 
 def refuse_to_be_led_out(project: Path, path: str, what: str) -> None:
@@ -2600,7 +2605,9 @@ def what_lies_at(path: str, table: Sequence[Mount]) -> tuple[str, str]:
 
 
 def parts_of_project(project: Path, table: Sequence[Mount]) -> list[tuple[str, str]]:
-    """What lies at a project's folder, first, and what is mounted below it: devices, and paths on them."""
+    """What lies at a project's folder, and what is mounted below it: devices, and paths on them."""
+    if not table:
+        return []
     folder = os.path.realpath(project)
     below = [(mount.device, mount.root) for mount in table if _is_below(mount.point, folder)]
     return [what_lies_at(folder, table), *below]
@@ -3221,8 +3228,9 @@ def not_shared(config: Config) -> TazpodError:
 
 def refuse_moved(config: Config, container: Container) -> None:
     """The error for a container whose project is not where it was: most likely its folder was moved."""
-    is_here = workspace_place(container) == what_lies_at(os.path.realpath(config.project), own_mounts())
-    is_here = is_here and container.project != str(config.project)
+    place = workspace_place(container)
+    is_here = place == what_lies_at(os.path.realpath(config.project), own_mounts())
+    is_here = is_here and place != ("", "") and container.project != str(config.project)
     if container.project is None or (os.path.lexists(container.project) and not is_here):
         return
     what = f"the project of {container.name} is gone: {container.project}"
@@ -3583,9 +3591,9 @@ def exchanged_mounts(config: Config, container: Container) -> list[str]:
     follows it at each start.
     """
     binds = [bind for bind in container.binds if passes_through(config.project, bind[0])]
-    table = seen_mounts(container)
-    if not table or not binds:
+    if not binds:
         return []
+    table = seen_mounts(container)
     parts = parts_of_project(config.project, own_mounts())
     devices = {device for device, _ in parts}
     # The vault's own memory may lie upon such a place; it is none of the project's.
@@ -4354,17 +4362,19 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
 def refuse_what_is_left(place: Path, device: int) -> None:
     """VaultError when a vault that was emptied still holds something: a file that was deleted, and that a
     process has open into which nobody may look."""
+    if OPTIONS.dry_run:
+        return
     with closing(os.open(place, _FOLDER)) as folder:
         if os.fstat(folder).st_dev != device:
             return  # an umount that outlived its tazpod was faster: this is the disk
         room = os.statvfs(folder)
     left = (room.f_blocks - room.f_bfree) * room.f_frsize
-    if not room.f_blocks and not OPTIONS.dry_run:
+    if not room.f_blocks:
         raise VaultError(
             f"{place} was made a file system without a limit, which does not tell whether it is empty",
             "end all in the container: tazpod down --discard",
         )
-    if left and not OPTIONS.dry_run:
+    if left:
         raise VaultError(
             f"{left >> 10} KiB of deleted files are still held by a process that may not be looked into,"
             " so the vault is not destroyed",
@@ -5137,12 +5147,17 @@ def guard_lock(vault: Vault) -> Path:
     return vault.folder.parent / "run" / GUARD_LOCK
 
 
+def is_guarded(vault: Vault) -> bool:
+    """Whether the vault is marked as open, and a guard of its project lives, in whatever container."""
+    return vault.marker.exists() and is_alive(guard_lock(vault))
+
+
 def is_guarded_elsewhere(vault: Vault) -> bool:
-    """In a container: whether the vault is marked as open, and its guard lives where nobody here can see it.
+    """In a container: whether that guard lives where nobody here can see it.
 
     The kernel lists only the locks whose holder the reader may see (proc_locks(5)).
     """
-    if not (vault.marker.exists() and is_alive(guard_lock(vault))):
+    if not is_guarded(vault):
         return False
     inode = guard_lock(vault).stat().st_ino
     for line in Path("/proc/locks").read_text().splitlines():
@@ -5157,12 +5172,11 @@ def tell_lost(vault: Vault) -> None:
     While a guard of the project is at work, only the container that it is in can tell; another container
     gets an error, for the vault may be open there.
     """
-    if vault.marker.exists() and is_alive(guard_lock(vault)):
-        if not in_pod():
-            return
-        if is_guarded_elsewhere(vault):
-            what = "another container of this project is at work, and may hold its open vault"
-            raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
+    if not in_pod() and is_guarded(vault):
+        return
+    if in_pod() and is_guarded_elsewhere(vault):
+        what = "another container of this project is at work, and may hold its open vault"
+        raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
     with contextlib.suppress(OSError):
         when = utc(look_at(vault.marker).st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
@@ -7767,18 +7781,17 @@ def replace_container(config: Config, force: bool) -> None:
     Until then it is kept under another name, stopped, since a port is for one of them alone.
     """
     run_argv(config, home_folder())  # what is wrong with the config is to be known before
-    image = look_for_container(config).image
+    found = look_for_container(config)
+    image = found.image
     if not image:
         get_image(config)
         image = config.image
-    found = look_for_container(config)
     aside = f"{found.config.container_name}-old"
     if capture([config.program, "container", "inspect", aside]).code == 0:
         raise TazpodError(f"there is a container {aside} already", f"{config.program} rm {aside}")
     made, old = empty_container(config, discard=False, force=force)
     if old is None:
         return
-    aside = f"{old.name}-old"
     with locked_file(config.run_folder / UP_LOCK, "starting the container", math.inf):
         docker([config.program, "rename", old.name, aside])
         pretend(made, None)

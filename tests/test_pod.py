@@ -23,6 +23,12 @@ CANARY = "canary-7be1d6c0a3f24598"
 UNLOCK, STAY = ((AT_ENTRY, PASSPHRASE),), ((AT_ENTRY, ""),)
 
 
+def found_on(pod: Place, *folders: str) -> str:
+    """The files of the container, below some folders, in which root finds the canary."""
+    argv = ("exec", "-i", "-u", "0", pod.name, "grep", "-rlsF", "-f", "-", *folders)
+    return docker(*argv, data=CANARY.encode(), check=False)
+
+
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A running container, and a vault that was sealed."""
@@ -57,29 +63,15 @@ def test_what_is_bound_into_the_vault_is_on_no_disk(pod: Place) -> None:
     pod.reads(f"echo {CANARY} > ~/.config/gh/token")
     assert "saved (1 file" in pod.ok("save")
     pod.reads(f"echo {CANARY} > ~/.config/gh/unsaved")
-    grep = (
-        "exec",
-        "-i",
-        "-u",
-        "0",
-        pod.name,
-        "grep",
-        "-rlsF",
-        "-f",
-        "-",
-        "/home",
-        "/tmp",
-        "/var",
-        "/workspace",
-    )
     places = {
         f"/home/tazpod/{top}/{name}"
         for top in (".config/gh", "secrets/.config/gh")
         for name in ("token", "unsaved")
     }
-    assert set(docker(*grep, data=CANARY.encode(), check=False).split()) == places
+    disks = ("/home", "/tmp", "/var", "/workspace")
+    assert set(found_on(pod, *disks).split()) == places
     docker("restart", "-t", "0", pod.name)  # as when the machine goes down
-    assert docker(*grep, data=CANARY.encode(), check=False) == ""
+    assert found_on(pod, *disks) == ""
     assert pod.reads("ls -A ~/.config/gh; stat -c %a ~/.config ~/.config/gh") == "700\n700"
     pod.ok("unlock", passphrase=PASSPHRASE)
     assert pod.reads("cat ~/.config/gh/*") == CANARY
@@ -432,22 +424,7 @@ def test_what_is_typed_leaves_no_trace_on_the_disk_of_the_container(pod: Place) 
     pod.ok("lock")
     person.leaves()  # a shell that the lock has not told: it keeps its history where root could write now
     assert pod.is_shut()
-    grep = (
-        "exec",
-        "-i",
-        "-u",
-        "0",
-        pod.name,
-        "grep",
-        "-rlsF",
-        "-f",
-        "-",
-        "/home",
-        "/root",
-        "/tmp",
-        "/workspace",
-    )
-    assert docker(*grep, data=CANARY.encode(), check=False) == ""
+    assert found_on(pod, "/home", "/root", "/tmp", "/workspace") == ""
     pod.ok("unlock", passphrase=PASSPHRASE)
     assert pod.reads("rm ~/secrets/typed; ls -A ~/secrets | grep history; true") == ""
 
