@@ -124,7 +124,8 @@ TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened
 PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
 NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
 STATE_FILE = ".vault_state"  # what was sealed last, in RAM only
-RESERVED = re.compile(rb"\.vault_((pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)|history)")
+# Patterns stand here as text: re compiles, and keeps, those that a word needs, and no start waits for all.
+RESERVED = rb"\.vault_((pass|state)(\.next|)(\.[0-9a-f]{8}\.tmp|)|history)"
 
 # The words with which the tool calls itself in the container, and one for the shells that complete.
 SETUP_WORD = "__internal_setup"
@@ -268,7 +269,7 @@ Host *
 POD_AGENT = "/workspace/.tazpod/run/agent.sock"  # leads to the ssh agent of the newest session's host
 # What a host side may tell its shell, in its lease: nothing secret, and only such characters.
 SESSION_VARIABLES = ("TERM", "COLORTERM", "LANG", "SSH_AUTH_SOCK")
-SESSION_VALUE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_.,:@/+-]*")
+SESSION_VALUE = r"[A-Za-z0-9/][A-Za-z0-9_.,:@/+-]*"
 
 
 class SessionKind(NamedTuple):
@@ -790,13 +791,13 @@ INSTALL_HINTS = {
 
 
 # How a program begins the line that tells of its error ...
-ERROR_WORD = re.compile(r"(\S+: )?\[?(error|fatal)\b|An error occurred \(", re.IGNORECASE)
+ERROR_WORD = r"(?i)(\S+: )?\[?(error|fatal)\b|An error occurred \("
 # ... and what stands around that line: progress, advice, and that it gives up now.
-ASIDE = re.compile(
-    r"gpg: (AES\S* encrypted data|encrypted with|no gpg-agent|problem with the agent|decrypt_message failed)"
+ASIDE = (
+    r"(?i)gpg: (AES\S* encrypted data|encrypted with|no gpg-agent|problem with the agent)"
+    r"|gpg: decrypt_message failed"
     r"|(\S*/)?tar: (Exiting with failure status|Error is not recoverable)"
-    r"|sudo: error initializing|dmesg\(1\) may|(Run|See) '|hint: |(\S+: )?warning: ",
-    re.IGNORECASE,
+    r"|sudo: error initializing|dmesg\(1\) may|(Run|See) '|hint: |(\S+: )?warning: "
 )
 
 
@@ -808,9 +809,9 @@ def error_line(text: str) -> str:
     said = ""
     usage = False
     for line in filter(None, map(str.strip, text.splitlines())):
-        if ASIDE.match(line):
+        if re.match(ASIDE, line):
             continue
-        if ERROR_WORD.match(line):
+        if re.match(ERROR_WORD, line):
             return line.removeprefix("tazpod: error: ")
         usage = usage or line.lower().startswith("usage:")
         if not usage:  # how to call it is told after what was wrong with the call
@@ -1214,39 +1215,38 @@ def _end(process: Any) -> None:
 
 # ── 4. config ─────────────────────────────────────────────────────────────────────────────
 
-CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-IMAGE_NAME = re.compile(
+CONTAINER_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"
+IMAGE_NAME = (
     r"(?:[a-zA-Z0-9][a-zA-Z0-9.-]*(?::[0-9]+)?/)?"
     r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
     r"(?::[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
-USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-SIZE = re.compile(r"[1-9][0-9]{0,8}[kmgKMG]")
-RELATIVE_PATH = re.compile(r"[^-\0\n][^\0\n]*")
-COMMAND = re.compile(r"[^\0]+")
-MTU = re.compile(r"auto|off|[1-9][0-9]{2,4}")
-ADDRESS = re.compile(r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-fA-F:]*:[0-9a-fA-F:]+")
-ENGINE = re.compile(r"auto|docker|podman")
-SHELL_PATH = re.compile(r"/[^\0\n]+")
-PORT = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?")
-MOUNT = re.compile(r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?")
+USER_NAME = r"[a-z_][a-z0-9_-]{0,31}"
+SIZE = r"[1-9][0-9]{0,8}[kmgKMG]"
+RELATIVE_PATH = r"[^-\0\n][^\0\n]*"
+COMMAND = r"[^\0]+"
+MTU = r"auto|off|[1-9][0-9]{2,4}"
+ADDRESS = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-fA-F:]*:[0-9a-fA-F:]+"
+ENGINE = r"auto|docker|podman"
+SHELL_PATH = r"/[^\0\n]+"
+PORT = r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:[0-9-]*:)?[0-9]+(?:-[0-9]+)?(?:/(?:tcp|udp|sctp))?"
+MOUNT = r"([^-:\0\n][^:\0\n]*):(/[^:\0\n]+)(:[a-zA-Z,]+)?"
 # What aws is told.  It reads a file where a word begins with file://, so no such word comes from here.
-AWS_PROFILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}|")
-AWS_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-AWS_PREFIX = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]")
-AWS_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-AWS_ACCOUNT = re.compile(r"[0-9]{12}|")
-AWS_ROLE = re.compile(r"(?!-)[A-Za-z0-9_+=,.@-]{0,64}")
-WEB_ADDRESS = re.compile(
-    r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/#?&=%+-]*)?|"
-)
-VARIABLE = re.compile(r"(?!HOST_CWD$)[A-Za-z_][A-Za-z0-9_]*")
+AWS_PROFILE = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}|"
+AWS_BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
+AWS_PREFIX = r"(?!.*(?:\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,198}[A-Za-z0-9]"
+AWS_REGION = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
+AWS_ACCOUNT = r"[0-9]{12}|"
+AWS_ROLE = r"(?!-)[A-Za-z0-9_+=,.@-]{0,64}"
+WEB_ADDRESS = r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/#?&=%+-]*)?|"
+VARIABLE = r"(?!HOST_CWD$)[A-Za-z_][A-Za-z0-9_]*"
 # A folder of the home: relative, never ~/.ssh or the place of the secrets, and never up out of it.
-IN_HOME = re.compile(
-    r"(?!(?:\.ssh|secrets|\.secrets\.transit|\.vault_pass|\.vault_state)(?:/|$))(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
+IN_HOME = (
+    r"(?!(?:\.ssh|secrets|\.secrets\.transit|\.vault_pass|\.vault_state)(?:/|$))"
+    r"(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*[^/\0\n]"
 )
 # A file of the open vault, by its path there; never one of ours.
-IN_VAULT = re.compile(r"(?!\.vault_)(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*")
+IN_VAULT = r"(?!\.vault_)(?!.*(?:^|/)\.\.?(?:/|$))[^/\0\n-][^\0\n]*"
 
 
 class Config(NamedTuple):
@@ -1332,9 +1332,9 @@ class Key(NamedTuple):
 
     field: str
     kind: type
-    pattern: re.Pattern[str] | None = None
+    pattern: str | None = None
     most: int = 0
-    values: re.Pattern[str] | None = None  # of a mapping
+    values: str | None = None  # of a mapping
 
 
 KEYS: dict[str, Key] = {
@@ -1425,16 +1425,16 @@ def _text_of(node: Any) -> str:
 
 
 def _legal(key: Key, text: str) -> str:
-    if key.pattern and not key.pattern.fullmatch(text):
+    if key.pattern and not re.fullmatch(key.pattern, text):
         raise ValueError(f"{text!r} is not a legal value")
     return text
 
 
 def _read_text(key: Key, node: Any) -> str:
     kind = _kind_of(node)
-    if key.pattern is MTU and kind == "bool" and node.value.lower() in ("off", "no", "false"):
+    if key.pattern == MTU and kind == "bool" and node.value.lower() in ("off", "no", "false"):
         return "off"  # for YAML 1.1 that is a boolean
-    as_written = key.pattern is MTU or (kind == "int" and key.field.endswith("_id"))  # mostly without quotes
+    as_written = key.pattern == MTU or (kind == "int" and key.field.endswith("_id"))  # mostly without quotes
     if kind in ("mapping", "sequence") or not (kind == "str" or as_written):
         raise ValueError("must be text")
     return _legal(key, node.value)
@@ -1471,7 +1471,7 @@ def _read_mapping(key: Key, node: Any) -> tuple[tuple[str, str | None], ...]:
         values[name] = None
         if _kind_of(right) != "null":
             values[name] = _text_of(right)
-        if key.values and not key.values.fullmatch(values[name] or ""):
+        if key.values and not re.fullmatch(key.values, values[name] or ""):
             raise ValueError(f"{name} must be a file of the vault, by its path there")
     return tuple(values.items())
 
@@ -1638,7 +1638,7 @@ def remembered_engine(project: Path) -> str:
     """The engine on which this host has made the container of a project; '' for none."""
     with contextlib.suppress(OSError, ValueError):
         name, place = (project_state(project) / "engine").read_text(encoding="utf-8").split("\n", 1)
-        if place == f"{project}\n" and ENGINE.fullmatch(name):
+        if place == f"{project}\n" and re.fullmatch(ENGINE, name):
             return name
     return ""
 
@@ -1657,7 +1657,7 @@ def chosen_engine(config: Config) -> str:
     where it answers: that is asked only where there is no container yet.
     """
     choice = os.environ.get("TAZPOD_ENGINE") or config.engine
-    if not ENGINE.fullmatch(choice):
+    if not re.fullmatch(ENGINE, choice):
         raise UsageError(f"TAZPOD_ENGINE: {choice!r} is no engine", "auto, docker or podman")
     if choice != "auto":
         return choice
@@ -2993,7 +2993,7 @@ def user_by_mounts(mounts: Mapping[str, str]) -> str:
     users = []
     for place in mounts:
         found = re.fullmatch("/home/([^/]+)/[.]ssh", place)
-        if found and USER_NAME.fullmatch(found[1]):
+        if found and re.fullmatch(USER_NAME, found[1]):
             users.append(found[1])
     if len(users) != 1:
         return ""
@@ -3353,7 +3353,7 @@ def project_of(name: str) -> Path:
     Whoever makes a container can mount any folder; so the project must know it too.
     """
     pod = None
-    if CONTAINER_NAME.fullmatch(name):
+    if re.fullmatch(CONTAINER_NAME, name):
         pod = find_pods([name]).get(name)
     if pod is None:
         raise UsageError(f"--pod: there is no pod named {name!r}", "tazpod list")
@@ -4943,7 +4943,7 @@ class Walk:
             raise unreadable(os.fsdecode(path), error) from None
         for child in children:
             name = os.path.join(folder, child)
-            if RESERVED.fullmatch(name):
+            if re.fullmatch(RESERVED, name):
                 continue
             try:
                 self.take_in(name)
@@ -5592,13 +5592,11 @@ UNKNOWN_OPTIONS = "Unknown options"  # so says aws itself, when it is too old fo
 
 # What the storage says, and what remote.json says (a container can write that), is believed only in
 # these forms.
-ETAG = re.compile(r'(?:W/)?"[!#-~]{1,200}"')
-DIGEST = re.compile(r"[0-9a-f]{64}")
-PUSH_ID = re.compile(r"[0-9a-f]{32}")
-MOMENT = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})"
-)
-VERSION_NAME = re.compile(r"vault-[0-9]{8}T[0-9]{6}(?:-[0-9]{1,9})?")
+ETAG = r'(?:W/)?"[!#-~]{1,200}"'
+DIGEST = r"[0-9a-f]{64}"
+PUSH_ID = r"[0-9a-f]{32}"
+MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+VERSION_NAME = r"vault-[0-9]{8}T[0-9]{6}(?:-[0-9]{1,9})?"
 LARGEST = 1 << 50  # bytes; more than any storage takes as one object
 
 # The settings that our calls of aws obey.  There are others that name a program to run, a file whose
@@ -5751,7 +5749,7 @@ def aws_argv(*words: str) -> list[str]:
     """
     before = ""
     for word in words:
-        address = before == "--endpoint-url" and WEB_ADDRESS.fullmatch(word)
+        address = before == "--endpoint-url" and re.fullmatch(WEB_ADDRESS, word)
         if ("://" in word or "@=" in word) and not address:
             raise StorageError(f"aws was not called: it would take {word!r} for the address of a file")
         before = word
@@ -5873,10 +5871,10 @@ def s3(storage: Storage, operation: str, *words: str, what: str = "") -> dict[st
 # -- what is believed of an answer
 
 
-def answered(answer: Mapping[str, Any], name: str, form: re.Pattern[str]) -> str:
+def answered(answer: Mapping[str, Any], name: str, form: str) -> str:
     """A text of an answer, in the only form in which it is believed."""
     value = answer.get(name)
-    if not isinstance(value, str) or not form.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(form, value):
         raise StorageError(f"the storage's answer makes no sense: {name}")
     return value
 
@@ -5902,13 +5900,13 @@ def parse_remote(answer: Mapping[str, Any]) -> Remote:
     if not isinstance(metadata, dict):
         metadata = {}
     digest = str(metadata.get("content-sha256", ""))
-    if not DIGEST.fullmatch(digest):
+    if not re.fullmatch(DIGEST, digest):
         digest = ""
     push_id = str(metadata.get("tazpod-push", ""))
-    if not PUSH_ID.fullmatch(push_id):
+    if not re.fullmatch(PUSH_ID, push_id):
         push_id = ""
     project = str(metadata.get("tazpod-project", ""))
-    if not CONTAINER_NAME.fullmatch(project[:200]):
+    if not re.fullmatch(CONTAINER_NAME, project[:200]):
         project = ""
     return Remote(etag, size, digest, push_id, modified, project[:200])
 
@@ -5992,7 +5990,7 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
 
 def version_key(storage: Storage, name: str) -> str:
     """The key in the storage of a version with this name; '' when no version can have it."""
-    if not VERSION_NAME.fullmatch(name):
+    if not re.fullmatch(VERSION_NAME, name):
         return ""
     return f"{storage.history}{name}.tar.aes"
 
@@ -6277,7 +6275,7 @@ def open_session(config: Config) -> Session:
     told["SSH_AUTH_SOCK"] = ""
     if config.ssh_agent:
         told["SSH_AUTH_SOCK"] = POD_AGENT
-    lines = [f"{key}={value}\n" for key, value in told.items() if SESSION_VALUE.fullmatch(value)]
+    lines = [f"{key}={value}\n" for key, value in told.items() if re.fullmatch(SESSION_VALUE, value)]
     session = Session(config.run_folder, "".join(lines).encode())
     if config.ssh_agent:
         relay_agent(session.file(AGENT_KIND))
@@ -6508,12 +6506,12 @@ def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -
 BASE_FORMS = {
     "bucket": AWS_BUCKET,
     "prefix": AWS_PREFIX,
-    "etag": re.compile(rf"{ETAG.pattern}|"),
-    "digest": re.compile(rf"{DIGEST.pattern}|"),
-    "time": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} UTC"),
+    "etag": f"{ETAG}|",
+    "digest": f"{DIGEST}|",
+    "time": r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} UTC",
     "pushing": PUSH_ID,
     "conflict": DIGEST,
-    "past": re.compile(rf"{DIGEST.pattern}(?: {DIGEST.pattern})*"),
+    "past": f"{DIGEST}(?: {DIGEST})*",
 }
 PAST_LIMIT = 100  # digests of earlier syncs that are remembered
 
@@ -6528,7 +6526,7 @@ def read_base(vault: Vault) -> dict[str, str]:
     data = read_json(vault.folder / "remote.json")
     for name, value in data.items():
         form = BASE_FORMS.get(name)
-        if form is None or not isinstance(value, str) or not form.fullmatch(value):
+        if form is None or not isinstance(value, str) or not re.fullmatch(form, value):
             return {}
     return data
 
@@ -7507,7 +7505,7 @@ def the_project(what: str = ACTS, project: Path | None = None) -> Config:
 def init_project(project: Path, image: str = "", name: str = "") -> None:
     """Write the envelope; what is there already stays as it is."""
     for value, pattern, flag in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
-        if value and not pattern.fullmatch(value):
+        if value and not re.fullmatch(pattern, value):
             raise UsageError(f"{flag}: Docker does not accept {value!r}")
     private_folder(project / ENVELOPE)
     private_folder(project / ENVELOPE / "vault")
@@ -7584,12 +7582,12 @@ def files_for(args: argparse.Namespace) -> list[str]:
     files = [f"={file}" for file in args.env_file]
     for text in args.env:
         name, _, file = text.partition("=")
-        if not VARIABLE.fullmatch(name):
+        if not re.fullmatch(VARIABLE, name):
             raise UsageError(f"--env {text}: must be NAME=FILE")
         files.append(f"{name}={file}")
     for text in files:
         file = text.partition("=")[2]
-        if not IN_VAULT.fullmatch(file):
+        if not re.fullmatch(IN_VAULT, file):
             raise UsageError(f"{file!r} is no file of the vault", "its path in ~/secrets: keys/token, say")
     return files
 
@@ -7665,7 +7663,7 @@ def cmd_list(args: argparse.Namespace) -> int:
 def name_in_home(path: str, home: Path) -> str:
     """A path of the home, as it was typed, relative to it."""
     name = os.path.relpath(home / path, home)
-    if not IN_HOME.fullmatch(name):
+    if not re.fullmatch(IN_HOME, name):
         raise UsageError(f"{path}: is no file or folder of the home that can be moved")
     return name
 

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -561,7 +562,7 @@ def test_the_temporary_name_is_hidden_new_each_time_and_known_as_stale(tmp_path)
     names = {tazpod.temporary_beside(tmp_path / ".vault_state").name for _ in range(50)}
     assert len(names) == 50
     assert all(name.startswith(".vault_state.") and name.endswith(".tmp") for name in names)
-    assert all(tazpod.RESERVED.fullmatch(name.encode()) for name in names)
+    assert all(re.fullmatch(tazpod.RESERVED, name.encode()) for name in names)
 
 
 WRITER = """
