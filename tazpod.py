@@ -93,6 +93,7 @@ FAILED = 1
 USAGE = 2
 ABSENT = 3
 UNWELL = 4
+DECLINED = 5  # from pod to host: the person who leaves wants no save in the new format
 MISSING = 127
 INTERRUPTED = 130
 
@@ -464,6 +465,10 @@ class VaultError(TazpodError):
 
 class NothingOpen(VaultError):
     """There is no open vault to work on."""
+
+
+class Declined(VaultError):
+    """A person was asked, and said no."""
 
 
 class WrongPassphrase(VaultError):
@@ -6951,9 +6956,14 @@ def leave_and_tell(config: Config, session: Session, cut: bool, code: int) -> tu
     """Leave, and say what became of the vault when that failed.
 
     Gives the status to exit with, and whether the vault needs nothing more: else the guard goes on.
+    It must not where a person said no: it would do what they did not want as soon as they have gone.
     """
-    if leave_vault(config, session, cut) == 0:
+    done = leave_vault(config, session, cut)
+    if done == OK:
         return code, True
+    if done == DECLINED:
+        complain(VaultError("the vault was not locked", "it stays open until: tazpod lock"))
+        return code or FAILED, True
     if tell_gone(config):
         return code or FAILED, True
     # A container that was down just now may be back without its vault: this lock tells what is lost.
@@ -8042,15 +8052,21 @@ def agree_to_upgrade(leaving: bool = False) -> None:
     """Before the first save over a Go vault: say what that means, and ask.
 
     Where nobody can be asked, only what ends a session goes on: else its secrets would stay open.
+    For one who leaves, Ctrl-C is a no, and no status of a save that was cut off.
     """
     say(f"Go TazPod cannot read what is saved from now on; its file stays as {GO_NAME}")
     if leaving and not on_terminal():
         return
-    if not confirm("Save in the new format?"):
-        hint = "the vault stays open and the sealed file as it was"
-        if not on_terminal():
-            hint += "; --yes agrees"
-        raise VaultError("not saved", hint)
+    hint = "the vault stays open and the sealed file as it was"
+    try:
+        if confirm("Save in the new format?"):
+            return
+    except KeyboardInterrupt:
+        if not leaving:
+            raise
+    if not on_terminal():
+        raise VaultError("not saved", f"{hint}; --yes agrees")
+    raise Declined("not saved", hint)
 
 
 def save_and_say(vault: Vault, force: bool = False, leaving: bool = False) -> None:
@@ -8080,6 +8096,11 @@ def cmd_lock(args: argparse.Namespace, config: Config) -> int:
     except NothingOpen:  # the guard, or another terminal, was faster: it has saved and locked
         say("the vault is locked already")
         return OK
+    except Declined as error:
+        if not args.leaving:
+            raise
+        complain(error)
+        return DECLINED
     finally:
         if args.leaving:
             start_guard(folder)  # which goes on where this failed

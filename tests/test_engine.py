@@ -306,6 +306,8 @@ def test_nobody_is_kept_waiting_by_the_question_of_a_go_vault(lab: Place, answer
         person.ctrl_c() if answer == "ctrl-c" else person.types(answer)
         assert person.ends() == 9
         assert "error: the vault was not locked" in person.seen
+        assert "stays open until: tazpod lock" in person.seen
+        assert not tazpod.sessions(lab.folder / ".tazpod/run")  # no guard does it without a yes
         assert lab.sealed.read_bytes() == go_vault
         assert lab.is_open()
         done = lab.run("lock")  # off the terminal nobody can be asked
