@@ -2580,9 +2580,16 @@ def parse_mountinfo(text: str) -> list[Mount]:
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         if len(fields) >= 5:
-            root, point = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in fields[3:5])
+            root, point = map(_unescaped, fields[3:5])
             mounts.append(Mount(fields[2], point, right.split(" ")[0], root))
     return mounts
+
+
+def _unescaped(field: str) -> str:
+    """A path of a mount table, in which a space is written as \\040."""
+    if "\\" not in field:
+        return field
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
 def own_mounts(proc: str = "/proc") -> list[Mount]:
@@ -2648,15 +2655,12 @@ class Engine(NamedTuple):
 
 
 ENGINES = {
-    "docker": Engine(
-        "the Docker engine", "DOCKER_HOST", "com.docker.network.driver.mtu", (), ()
-    ),  # keys: docker_settings
+    # The keys of Docker stand in a file: see `docker_settings`.
+    "docker": Engine("the Docker engine", "DOCKER_HOST", "com.docker.network.driver.mtu", (), ()),
     "podman": Engine("Podman", "CONTAINER_HOST", "mtu", ("--detach-keys=",), ("-a=false",)),
 }
-ELSEWHERE = (
-    "CONTAINER_HOST",
-    "CONTAINER_CONNECTION",
-)  # set for a Podman on another machine, or of another user
+# Set for a Podman on another machine, or of another user.
+ELSEWHERE = ("CONTAINER_HOST", "CONTAINER_CONNECTION")
 
 
 def is_rootless(config: Config) -> bool:
@@ -6052,14 +6056,10 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
     taken = {key: version.etag for key, version in list_history(storage).items()}
     key = history_key(storage, remote.modified, remote.etag, taken)
     if key not in taken:
-        present = (
-            "--copy-source",
-            f"{storage.bucket}/{storage.latest}",
-            "--copy-source-if-match",
-            remote.etag,
-        )
+        source = ("--copy-source", f"{storage.bucket}/{storage.latest}")
+        unchanged = ("--copy-source-if-match", remote.etag)
         try:
-            answer = s3(storage, "copy-object", *present, "--key", key)
+            answer = s3(storage, "copy-object", *source, *unchanged, "--key", key)
         except StorageError as error:
             if error.code in (*CONFLICT_CODES, *ABSENT_CODES):
                 return False
@@ -6353,9 +6353,13 @@ def sessions(folder: Path) -> dict[str, Path]:
     """The leases in a run folder, by session; looked for in the order in which they are renamed."""
     found = {}
     for kind in SESSION_KINDS:
-        for path in folder.glob(f"*.{kind}"):
-            if path.is_file() and not path.is_symlink():
-                found[path.stem] = path
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(folder):  # not by a glob, which the guard would feel each second
+                if not name.endswith(f".{kind}"):
+                    continue
+                path = folder / name
+                if path.is_file() and not path.is_symlink():
+                    found[path.stem] = path
     return found
 
 
@@ -6397,13 +6401,17 @@ def watching(config: Config, session: Session) -> Iterator[None]:
 
     def watch() -> None:
         pause = WATCH_PAUSE
-        while not over.wait(pause):
+        due = 0.0
+        while not over.wait(WATCH_PAUSE):
             with contextlib.suppress(OSError):
                 session.restore()
+            if time.monotonic() < due:
+                continue
             if ensure_guard(config):
                 pause = WATCH_PAUSE
             else:  # longer each time, should none be seen to come
                 pause = min(pause * 2, 60.0)
+                due = time.monotonic() + pause
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -7330,8 +7338,9 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
         forget(dead)  # who leaves last locks
     if watch.lock.process:
         return
-    idle = time.time() - last_sign_of_life(vault, folder)
-    overdue = config.vault_autolock and idle > config.vault_autolock * 60
+    overdue = False
+    if config.vault_autolock:
+        overdue = time.time() - last_sign_of_life(vault, folder) > config.vault_autolock * 60
     if overdue or (dead and not alive):
         if time.monotonic() < watch.lock.due:
             return
@@ -8110,7 +8119,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
     """What `lock` does, for a person, for a session that ends, and for the guard."""
     vault = pod_vault(config)
     if args.leaving:
-        if args.leaving not in (*sessions(folder), GUARD):
+        if args.leaving != GUARD and not (folder / UP_LOCK).exists():
             time.sleep(2 * WATCH_PAUSE)  # the run folder was removed: the others make their leases anew
         dead, alive = end_dead_sessions(folder, args.leaving)
         if args.leaving == GUARD and not dead:
@@ -8881,6 +8890,17 @@ def ago(what: str, moment: int | None, now: float) -> str:
     return f"{what} {span(now - moment)} ago"
 
 
+def vault_state(facts: Facts) -> str:
+    """What the vault is, in one word; `moving` with secrets in RAM between open and locked."""
+    if facts.vault_open:
+        return "open"
+    if facts.vault_open is None:
+        return "unknown"
+    if facts.vault_remains:
+        return "moving"
+    return "locked"
+
+
 def vault_words(facts: Facts, now: float) -> list[str]:
     """What there is to know of the vault besides whether it is open."""
     words = []
@@ -8919,15 +8939,12 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     if f.container_state:
         rows.append(("container", f.container_state, [f.container_name, image, *f.container_ports]))
     if f.vault_used:
-        opened = {None: "unknown", True: "open", False: "moving" if f.vault_remains else "locked"}[
-            f.vault_open
-        ]
         running = {True: "running", False: "not running"}[f.daemon_running]
-        works = {True: "saves, pushes and locks by itself", False: "starts with the container"}[
-            f.daemon_running
-        ]
+        works = "starts with the container"
+        if f.daemon_running:
+            works = "saves, pushes and locks by itself"
         rows += [
-            ("vault", opened, vault_words(f, now)),
+            ("vault", vault_state(f), vault_words(f, now)),
             ("remote", f.remote_state, [f.remote_bucket, f.remote_reason, asked, kept]),
             ("identity", f.identity_kind, [f.identity_profile, login, whose]),
             ("daemon", running, [works, worked, failed]),
