@@ -3593,6 +3593,25 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         return made, container
 
 
+# What a container may have of these is no file of the host's, and root in it can mount any of them anew.
+KERNELS_OWN = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs")
+
+
+def strange_mounts(container: Container, table: Iterable[Mount], host: Iterable[Mount]) -> list[Mount]:
+    """Which mounts of a container lie at no place that it was to have them at, and are not the engine's own.
+
+    What the engine keeps for a container has its id in its path.
+    """
+    places = {"/", WORKSPACE, *(os.path.normpath(place) for _, place in container.binds)}
+    own = {mount.device for mount in host if container.id in mount.point}
+    found = []
+    for mount in table:
+        engines = mount.kind in KERNELS_OWN or mount.device in own or container.id in mount.root
+        if mount.point not in places and not engines:
+            found.append(mount)
+    return found
+
+
 def exchanged_mounts(config: Config, container: Container) -> list[str]:
     """Which files and folders of the project a running container was to have, and has others: their paths.
 
@@ -3602,24 +3621,17 @@ def exchanged_mounts(config: Config, container: Container) -> list[str]:
     binds = [bind for bind in container.binds if passes_through(config.project, bind[0])]
     if not binds:
         return []
-    table = seen_mounts(container)
-    parts = parts_of_project(config.project, own_mounts())
-    devices = {device for device, _ in parts}
-    # The vault's own memory may lie upon such a place; it is none of the project's.
-    table = [mount for mount in table if mount.kind != "tmpfs" or mount.device in devices]
-
-    def is_in_project(mount: Mount) -> bool:
-        return is_part(mount.device, mount.root, parts)
-
+    host = own_mounts()
+    parts = parts_of_project(config.project, host)
+    devices = {mount.device for mount in host}
+    # Memory of the container's own, as the vault's, may lie upon such a place.
+    table = [mount for mount in seen_mounts(container) if mount.kind != "tmpfs" or mount.device in devices]
     wrong = []
-    places = [os.path.normpath(place) for _, place in container.binds]
     for source, place in binds:
         mounted = [mount for mount in table if mount.point == os.path.normpath(place)]
-        if not mounted:  # the image has a link there, so the end of the name tells; or nothing is mounted
-            name = os.path.basename(os.path.normpath(place))
-            others = [mount for mount in table if mount.point not in places]
-            mounted = [mount for mount in others if os.path.basename(mount.point) == name]
-        if not all(map(is_in_project, mounted)):
+        if not mounted:  # it may have led elsewhere, by a link in the container; or it was taken away
+            mounted = strange_mounts(container, table, host)
+        if not all(is_part(mount.device, mount.root, parts) for mount in mounted):
             wrong.append(source)
     return wrong
 
@@ -3636,7 +3648,7 @@ def refuse_exchanged_mounts(config: Config, container: Container, before: Contai
     elif not before.in_memory:
         act([config.program, "kill", container.name])
     else:
-        hint = "tazpod down, then again"
+        hint = "tazpod down, then again, also where you have moved it yourself"
     raise TazpodError(f"{', '.join(wrong)}: the container has something else than the project's", hint)
 
 
@@ -5175,6 +5187,23 @@ def is_guarded_elsewhere(vault: Vault) -> bool:
     return True
 
 
+def refuse_elsewhere(vault: Vault) -> None:
+    """In a container: an error for a vault that may be open in another container of the project."""
+    if in_pod() and is_guarded_elsewhere(vault):
+        what = "another container of this project is at work, and may hold its open vault"
+        raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
+
+
+def refuse_not_open(vault: Vault, what: str) -> None:
+    """An error for a vault that is not open, `what` says for which work."""
+    if is_open(vault):
+        return
+    if mounted_at(vault.transit):
+        raise VaultError("the vault is neither open nor locked: its secrets are in RAM", "tazpod lock")
+    refuse_elsewhere(vault)
+    raise NothingOpen(f"the vault is locked: {what}", "tazpod unlock")
+
+
 def tell_lost(vault: Vault) -> None:
     """Of a locked vault, say once that its RAM went away while it was open.
 
@@ -5183,9 +5212,7 @@ def tell_lost(vault: Vault) -> None:
     """
     if not in_pod() and is_guarded(vault):
         return
-    if in_pod() and is_guarded_elsewhere(vault):
-        what = "another container of this project is at work, and may hold its open vault"
-        raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
+    refuse_elsewhere(vault)
     with contextlib.suppress(OSError):
         when = utc(look_at(vault.marker).st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
@@ -5303,12 +5330,7 @@ def save(
     if agree and replaces_go(vault, always=force or passphrase is not None):
         agree()  # the lock is not held: whoever is asked may never answer
     with exclusive(vault):
-        if not is_open(vault):
-            if mounted_at(vault.transit):
-                raise VaultError(
-                    "the vault is neither open nor locked: its secrets are in RAM", "tazpod lock"
-                )
-            raise NothingOpen("the vault is locked: there is nothing to save", "tazpod unlock")
+        refuse_not_open(vault, "there is nothing to save")
         on_disk = sealed_digest(vault)
         current = settled_passphrase(vault, on_disk)
         state = settled_state(vault, on_disk)
@@ -7804,8 +7826,9 @@ def replace_container(config: Config, force: bool) -> None:
         get_image(config)
         image = config.image
     aside = f"{found.config.container_name}-old"
-    if capture([config.program, "container", "inspect", aside]).code == 0:
-        raise TazpodError(f"there is a container {aside} already", f"{config.program} rm {aside}")
+    for name in {aside, config.container_name} - {found.config.container_name}:
+        if capture([config.program, "container", "inspect", name]).code == 0:
+            raise TazpodError(f"there is a container {name} already", f"{config.program} rm {name}")
     made, old = empty_container(config, discard=False, force=force)
     if old is None:
         return
@@ -8362,8 +8385,7 @@ def must_know_passphrase(vault: Vault) -> None:
 def cmd_passwd(args: argparse.Namespace, config: Config) -> int:
     """give the vault another passphrase"""
     vault = pod_vault(config)
-    if not is_open(vault):
-        raise VaultError("the vault is locked", "tazpod unlock, then tazpod passwd")
+    refuse_not_open(vault, "its passphrase stays as it is")
     if args.passphrase_fd is None and not OPTIONS.dry_run:
         must_know_passphrase(vault)
     save(vault, passphrase=passphrase_for(args, ask_new_passphrase), agree=agree_to_upgrade)
@@ -8809,6 +8831,8 @@ def host_facts(config: Config) -> dict[str, Any]:
         known = told_facts(ask_pod(config, container, STATUS_WORD))
     elif container and container.in_memory:
         known = sealed_facts(config, host_vault(config), None)  # nobody can ask a paused one
+    elif is_guarded(host_vault(config)):
+        known = sealed_facts(config, host_vault(config), None)  # it may be open in another container
     else:
         known = sealed_facts(config, host_vault(config), False)
     known.update(project=str(config.project), container_name=config.container_name)

@@ -271,6 +271,22 @@ def test_recreating_with_a_config_that_cannot_be_leaves_the_container(lab: Place
     lab.configure("mounts: []")
 
 
+def test_recreating_under_a_name_that_is_taken_leaves_the_vault_open(place: Place) -> None:
+    place.init().ok("unlock", passphrase=PASSPHRASE)
+    for name, edited in ((f"{place.name}-old", False), (f"{place.name}-new", True)):
+        if edited:
+            place.configure(f"container_name: {name}")
+        docker("create", "--name", name, IMAGE)
+        try:
+            refused = place.run("up", "--recreate")
+        finally:
+            docker("rm", name)
+        assert refused.returncode == 1 and f"there is a container {name} already" in refused.stderr
+        assert place.is_open()
+    place.configure(f"container_name: {place.name}")
+    place.ok("down")
+
+
 @pytest.mark.parametrize("fault", ["port", "image", "runtime"])
 def test_recreating_keeps_the_container_until_the_engine_has_taken_the_new_one(
     fault: str, place: Place
@@ -460,6 +476,38 @@ def test_a_container_that_somebody_else_starts_with_another_mount_is_not_entered
     refused = place.run("run", "true")
     assert refused.returncode == 1 and ELSE in refused.stderr
     place.ok("down")
+
+
+def test_a_link_in_the_container_does_not_hide_an_exchanged_mount(place: Place, outside: Path) -> None:
+    place.init('mounts: ["./data:/data"]').ok("up")
+    hide = "umount /data && rmdir /data && mkdir /real && ln -s /real /data"
+    assert place.inside(hide, user="0").returncode == 0
+    docker("stop", "-t", "0", place.name)
+    place.ok("up")  # an image may have such a link
+    assert "key" not in place.reads("ls /real")
+    put_link(place, outside)
+    docker("restart", "-t", "0", place.name)
+    take_link_away(place)
+    refused = place.run("run", "cat", "/real/key")
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    place.ok("down")
+
+
+@as_root
+def test_memory_of_the_host_in_place_of_a_mount_of_the_project_is_no_memory_of_the_vault(
+    place: Place, outside: Path
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", outside], check=True)
+    try:
+        place.init('mounts: ["./data:/data"]').ok("up")
+        put_link(place, outside)
+        docker("restart", "-t", "0", place.name)
+        take_link_away(place)
+        refused = place.run("run", "true")
+        assert refused.returncode == 1 and ELSE in refused.stderr
+        place.ok("down")
+    finally:
+        subprocess.run(["umount", "-l", outside], check=True)
 
 
 def test_no_volume_of_docker_lies_in_the_project(place: Place, outside: Path) -> None:

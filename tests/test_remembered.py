@@ -94,11 +94,18 @@ def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_los
     docker("run", "-d", "--name", other, *mounts, IMAGE, "sleep", "infinity")
     try:
         open_place.configure(f"container_name: {other}")
-        for word in (("lock",), ("unlock",)):
-            refused = open_place.run(*word, passphrase=PASSPHRASE if word == ("unlock",) else None)
+        for word in ("lock", "save", "unlock"):
+            refused = open_place.run(word, passphrase=PASSPHRASE if word == "unlock" else None)
             assert refused.returncode == 1 and "another container of this project" in refused.stderr
         status = json.loads(open_place.run("status", "--json").stdout)["vault"]
         assert (status["open"], status["lost_since"]) == (None, None) and open_place.is_open()
+        docker("stop", "-t", "0", other)
+        for word in ("lock", "save"):
+            refused = open_place.run(word)
+            assert refused.returncode == 1 and "may hold its open vault" in refused.stderr
+        status = json.loads(open_place.run("status", "--json").stdout)["vault"]
+        assert (status["open"], status["lost_since"]) == (None, None)
+        docker("start", other)
         assert "saved (1 file" in open_place.ok("--pod", open_place.name, "lock")
         assert "locked already" in open_place.ok("lock")
     finally:
