@@ -3012,12 +3012,17 @@ def user_by_mounts(mounts: Mapping[str, str]) -> str:
 # -- what a container has mounted
 
 
+# What an engine mounts in a container out of a folder with the container's id in its name.
+MADE_FOR_EACH = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv")
+
+
 def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
     """The mounts in a container, as far as this very machine shows them: that spares a docker-exec.
 
     Only what is there is an answer.  The engine may be another machine's, whose numbers of processes
-    mean nothing here; so the process must be in the control group of that container (cgroups(7)), and
-    all is read of one process, however fast its number is given to another.
+    mean nothing here; so the process must be in the control group of that container (cgroups(7)), or have
+    its files: Podman without root makes no groups where they are of version 1.  All is read of one
+    process, however fast its number is given to another.
     """
     with contextlib.suppress(OSError, ValueError):
         texts = []
@@ -3027,8 +3032,11 @@ def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
                     texts.append(os.fsdecode(file.read()))
         groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
         podman = f"libpod-{container.id}"
+        table = parse_mountinfo(texts[1])
         if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
-            return parse_mountinfo(texts[1])
+            return table
+        if any(mount.point in MADE_FOR_EACH and f"/{container.id}/" in mount.root for mount in table):
+            return table
     return []
 
 

@@ -203,6 +203,7 @@ def test_another_tool_or_project_does_not_get_what_was_remembered(
 OPEN = "99 75 0:60 / /home/tazpod/secrets rw,nosuid - tmpfs tmpfs rw,size=65536k"
 COVERED = "100 99 254:0 /x /home/tazpod/secrets rw - ext4 /dev/vda rw"
 ELSEWHERE = "99 75 0:60 / /home/tazpod/.secrets.transit rw,nosuid - tmpfs tmpfs rw"
+HOSTS = "464 448 0:53 /user/containers/overlay-containers/{}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw"
 SHOWN = {
     "control groups, version 1": (f"9:pids:/docker/{ID}\n0::/docker/{ID}", OPEN, True),
     "version 2": (f"0::/docker/{ID}", OPEN, True),
@@ -214,6 +215,13 @@ SHOWN = {
     ),
     "Podman": (f"9:pids:/libpod_parent/libpod-{ID}\n0::/", OPEN, True),
     "Podman, by systemd": (f"0::/machine.slice/libpod-{ID}.scope/container", OPEN, True),
+    "Podman, version 1, without root": ("9:pids:/\n0::/", f"{HOSTS.format(ID)}\n{OPEN}", True),
+    "another one of it": ("9:pids:/\n0::/", f"{HOSTS.format('8' * 64)}\n{OPEN}", False),
+    "its host, where that folder is mounted": (
+        "0::/",
+        f"{HOSTS.replace('/etc', '/mnt').format(ID)}\n{OPEN}",
+        False,
+    ),
     "another container": (f"0::/docker/{'8' * 64}", OPEN, False),
     "another, whose name begins alike": (f"0::/docker/{ID}8", OPEN, False),
     "another in it": (f"0::/docker/{ID}/docker/{'8' * 64}", OPEN, False),
