@@ -121,6 +121,7 @@ LOG_PATH = "/tmp/tazpod-sync.log"
 GUARD_NOTES = "/dev/shm/tazpod-guard.json"  # in RAM: how the guard fares
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
+RAM = "tazpod"  # what a mount table calls the memory that we mount, wherever it is moved to
 TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
 PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
 NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
@@ -2571,6 +2572,7 @@ class Mount(NamedTuple):
     point: str
     kind: str
     root: str = "/"
+    source: str = ""  # what was named when it was mounted
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -2579,9 +2581,10 @@ def parse_mountinfo(text: str) -> list[Mount]:
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
+        kind, _, rest = right.partition(" ")
         if len(fields) >= 5:
             root, point = map(_unescaped, fields[3:5])
-            mounts.append(Mount(fields[2], point, right.split(" ")[0], root))
+            mounts.append(Mount(fields[2], point, kind, root, rest.partition(" ")[0]))
     return mounts
 
 
@@ -3012,32 +3015,39 @@ def user_by_mounts(mounts: Mapping[str, str]) -> str:
 # -- what a container has mounted
 
 
-# What an engine mounts in a container out of a folder with the container's id in its name.
-MADE_FOR_EACH = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv")
-
-
 def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
     """The mounts in a container, as far as this very machine shows them: that spares a docker-exec.
 
     Only what is there is an answer.  The engine may be another machine's, whose numbers of processes
-    mean nothing here; so the process must be in the control group of that container (cgroups(7)), or have
-    its files: Podman without root makes no groups where they are of version 1.  All is read of one
-    process, however fast its number is given to another.
+    mean nothing here; so the process must be that container's, and all is read of one process, however
+    fast its number is given to another.
     """
-    with contextlib.suppress(OSError, ValueError):
-        texts = []
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        texts = {}
         with closing(os.open(f"{proc}/{container.pid}", _FOLDER)) as folder:
-            for name in ("cgroup", "mountinfo"):
+            for name in ("cgroup", "stat", "mountinfo"):
                 with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
-                    texts.append(os.fsdecode(file.read()))
-        groups = {line.removesuffix("/container").rpartition("/")[2] for line in texts[0].splitlines()}
-        podman = f"libpod-{container.id}"
-        table = parse_mountinfo(texts[1])
-        if groups & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"}:
-            return table
-        if any(mount.point in MADE_FOR_EACH and f"/{container.id}/" in mount.root for mount in table):
-            return table
+                    texts[name] = os.fsdecode(file.read())
+        if is_grouped(container, texts["cgroup"]) or is_started_for(container, texts["stat"], proc):
+            return parse_mountinfo(texts["mountinfo"])
     return []
+
+
+def is_grouped(container: Container, groups: str) -> bool:
+    """Whether these are the control groups of a container (cgroups(7))."""
+    names = {line.removesuffix("/container").rpartition("/")[2] for line in groups.splitlines()}
+    podman = f"libpod-{container.id}"
+    return bool(names & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"})
+
+
+def is_started_for(container: Container, status: str, proc: str) -> bool:
+    """Whether the parent of a process is what the engine has started for that container.
+
+    Root in a container may move its processes to other control groups, but not to another parent.
+    """
+    parent = status.rpartition(")")[2].split()[1]
+    with open(f"{proc}/{parent}/cmdline", "rb") as file:
+        return container.id.encode() in file.read().split(b"\0")
 
 
 # -- what a container was made with
@@ -3228,6 +3238,13 @@ def refuse_another_folder(config: Config, container: Container) -> None:
     place = what_lies_at(os.path.realpath(config.project), own_mounts())
     if place[0] != device:
         raise not_shared(config)
+    if root.endswith("//deleted"):  # so the kernel calls what has no name any more
+        what = f"the folder that {container.name} works in was deleted, and {config.project} is another one"
+        look = quoted(config.program, "exec", "-it", "-w", "/", container.name, "bash")
+        end = f"{config.program} rm -f {container.name}"
+        raise TazpodError(
+            what, f"an open vault lies in its memory alone: {look} to copy what you need; then {end}"
+        )
     if place[1] != root:
         what = f"{config.project} is not the folder that {container.name} works in: that one was moved"
         raise TazpodError(what, way_out_of_moved(config.program, container))
@@ -3251,9 +3268,13 @@ def refuse_moved(config: Config, container: Container) -> None:
     if container.project is None or (os.path.lexists(container.project) and not is_here):
         return
     what = f"the project of {container.name} is gone: {container.project}"
+    way = way_out_of_moved(config.program, container)
     if is_here:
         what = f"this is the project of {container.name}, which was made at {container.project}"
-    raise TazpodError(what, way_out_of_moved(config.program, container))
+    with contextlib.suppress(OSError):
+        if os.path.samefile(container.project, config.project):  # it is mounted twice
+            way = f"cd {quoted(container.project)}, and again"
+    raise TazpodError(what, way)
 
 
 def way_out_of_moved(engine: str, container: Container) -> str:
@@ -4114,7 +4135,8 @@ def mounts_after(table: Sequence[Mount], argv: Sequence[str]) -> list[Mount]:
         return after
     *_, source, point = argv
     if "tmpfs" in argv:
-        return [*after, Mount(f"0:{9_000_000 + len(after)}", point, "tmpfs")]  # a number that no device has
+        device = f"0:{9_000_000 + len(after)}"  # a number that no device has
+        return [*after, Mount(device, point, "tmpfs", source=source)]
     around = [mount for mount in table if f"{source}/".startswith(f"{mount.point.rstrip('/')}/")]
     shown = max(around, key=lambda mount: len(mount.point))
     if "--move" in argv:
@@ -4159,6 +4181,22 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
+def is_led_astray(mount: Mount) -> bool:
+    """Whether memory of ours is mounted where we never mount any: somebody has moved an open vault there."""
+    ours = mount.kind == "tmpfs" and mount.source == RAM and mount.root == "/"
+    return ours and not re.fullmatch(f"/home/[^/]+/(secrets|[.]aws|{re.escape(TRANSIT)})", mount.point)
+
+
+def refuse_astray(vault: Vault) -> None:
+    """An error where a vault that is not in its place is open in another: it is neither lost nor locked."""
+    for mount in mount_table():
+        if is_led_astray(mount):
+            raise VaultError(
+                f"the open vault was moved to {mount.point}",
+                f"put it back: sudo mount --move {quoted(mount.point, str(vault.mount))}",
+            )
+
+
 def in_one_call(commands: Sequence[Sequence[str]]) -> list[str]:
     """The argv that runs commands as root, one after the other until one fails: each sudo costs time."""
     if len(commands) == 1:
@@ -4182,7 +4220,7 @@ def bytes_of(size: str) -> int:
     return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1].lower()]
 
 
-def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
+def tmpfs_argv(place: Path, size: str, extra: str = ",noswap", name: str = RAM) -> list[str]:
     """mount(8) of a tmpfs of this user's, with a file for each 512 bytes that it may hold.
 
     The kernel keeps some 800 bytes of each file, however empty, that its size does not count.
@@ -4190,7 +4228,7 @@ def tmpfs_argv(place: Path, size: str, extra: str = ",noswap") -> list[str]:
     files = max(1024, bytes_of(size) // 512)
     options = f"size={size},nr_inodes={files},mode=0700,uid={os.getuid()},gid={os.getgid()}"
     options += f",nosuid,nodev,noexec{extra}"
-    return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    return ["mount", "-t", "tmpfs", "-o", options, name, str(place)]
 
 
 def noswap_refused() -> str:
@@ -4221,7 +4259,7 @@ def mount_ram(place: Path, size: str) -> int:
         return fd
     mount = mounted_at(place)
     device = os.fstat(fd).st_dev
-    if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs"):
+    if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs", source=RAM):
         os.close(fd)
         raise VaultError(f"{place}: mount said done, but no tmpfs is there")
     return fd
@@ -5197,7 +5235,7 @@ def is_guarded_elsewhere(vault: Vault) -> bool:
 
 def refuse_elsewhere(vault: Vault) -> None:
     """In a container: an error for a vault that may be open in another container of the project."""
-    if in_pod() and is_guarded_elsewhere(vault):
+    if is_guarded_elsewhere(vault):
         what = "another container of this project is at work, and may hold its open vault"
         raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
 
@@ -5208,7 +5246,9 @@ def refuse_not_open(vault: Vault, what: str) -> None:
         return
     if mounted_at(vault.transit):
         raise VaultError("the vault is neither open nor locked: its secrets are in RAM", "tazpod lock")
-    refuse_elsewhere(vault)
+    if in_pod():
+        refuse_astray(vault)
+        refuse_elsewhere(vault)
     raise NothingOpen(f"the vault is locked: {what}", "tazpod unlock")
 
 
@@ -5220,7 +5260,9 @@ def tell_lost(vault: Vault) -> None:
     """
     if not in_pod() and is_guarded(vault):
         return
-    refuse_elsewhere(vault)
+    if in_pod():
+        refuse_astray(vault)
+        refuse_elsewhere(vault)
     with contextlib.suppress(OSError):
         when = utc(look_at(vault.marker).st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
@@ -7667,8 +7709,9 @@ def vault_shown(name: str, pod: Container) -> str:
             return "-"
         if seen_to_be_open(config, pod) or (pod.running and asked_if_open(config)):
             return "open"
-        if any(mount.point == f"{config.home}/{TRANSIT}" for mount in seen_mounts(pod)):
-            return "moving"
+        for mount in seen_mounts(pod):
+            if mount.point == f"{config.home}/{TRANSIT}" or is_led_astray(mount):
+                return "moving"
         return "locked"
     except (TazpodError, OSError, UnicodeDecodeError):
         return "-"
@@ -7766,9 +7809,12 @@ def places_with_secrets(config: Config, container: Container) -> list[str]:
         if re.search("executable file .*not found", result.err + result.out.decode(errors="replace")):
             return []  # an image without cat(1) has never held a vault
         raise engine_error(result)
-    place = re.compile(f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})")
-    mounts = parse_mountinfo(result.out.decode(errors="surrogateescape"))
-    return [mount.point for mount in mounts if mount.kind == "tmpfs" and place.fullmatch(mount.point)]
+    place = f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})"
+    found = []
+    for mount in parse_mountinfo(result.out.decode(errors="surrogateescape")):
+        if mount.kind == "tmpfs" and (is_led_astray(mount) or re.fullmatch(place, mount.point)):
+            found.append(mount.point)
+    return found
 
 
 def agree_to_end(count: int) -> None:
@@ -8738,7 +8784,8 @@ def pod_facts(config: Config) -> dict[str, Any]:
     vault = pod_vault(config)
     opened = config.ghost_mode and is_open(vault)
     told: bool | None = opened
-    if config.ghost_mode and not opened and is_guarded_elsewhere(vault):
+    astray = any(map(is_led_astray, mount_table()))
+    if config.ghost_mode and not opened and (astray or is_guarded_elsewhere(vault)):
         told = None
     known = sealed_facts(config, vault, told)
     if not config.ghost_mode:
@@ -8749,7 +8796,7 @@ def pod_facts(config: Config) -> dict[str, Any]:
     known.update(daemon_success_at=notes.get("success"), daemon_failed_at=notes.get("failed"))
     folder = Path(POD_RUN)
     known["vault_sessions"] = live_sessions(folder)
-    known["vault_remains"] = left_in_transit(vault)
+    known["vault_remains"] = left_in_transit(vault) or astray
     known["vault_on_disk"] = bool(stray_names(vault))
     known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))
     if opened:
@@ -9153,6 +9200,10 @@ def check_owners(config: Config) -> Iterator[Check]:
             fix = f"sudo chown -hR {owner.st_uid}:{owner.st_gid} {quoted(str(envelope))}"
             yield Check("failure", "files", what, fix)
         mode = stat.S_IMODE(info.st_mode)
+        if mode & 0o022 and not path.is_symlink():
+            fix = f"chmod go-w {quoted(str(path))}"
+            yield Check("failure", "files", f"{name}: mode {mode:04o}, others may write to it", fix)
+            continue
         private = path in (envelope, vault, config.run_folder) or vault in path.parents
         if private and mode & 0o077 and not path.is_symlink():
             level = "failure"
@@ -9216,10 +9267,10 @@ def check_ram() -> Iterator[Check]:
     if OPTIONS.dry_run:
         return  # to find out, one is mounted
     with empty_folder("tazpod-") as place:
-        kept = change_mounts(tmpfs_argv(place, "64k"))
+        kept = change_mounts(tmpfs_argv(place, "64k", name="trial"))
         done = kept
         if kept.code != 0:
-            done = change_mounts(tmpfs_argv(place, "64k", ""))
+            done = change_mounts(tmpfs_argv(place, "64k", "", name="trial"))
         if done.code == 0:
             try_unmount(place)
             yield Check("ok", "tmpfs", "can be mounted")

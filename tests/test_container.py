@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -508,6 +509,25 @@ def test_memory_of_the_host_in_place_of_a_mount_of_the_project_is_no_memory_of_t
         place.ok("down")
     finally:
         subprocess.run(["umount", "-l", outside], check=True)
+
+
+@as_root
+def test_a_container_that_has_left_its_control_groups_is_looked_into_all_the_same(
+    place: Place, outside: Path
+) -> None:
+    place.init('mounts: ["./data:/data"]').ok("up")
+    put_link(place, outside)
+    docker("restart", "-t", "0", place.name)
+    take_link_away(place)
+    pid = docker("inspect", "-f", "{{.State.Pid}}", place.name).strip()
+    groups = Path(f"/proc/{pid}/cgroup").read_text()
+    for tree in {Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")}:
+        with contextlib.suppress(OSError):
+            (tree / "cgroup.procs").write_text(pid)
+    assert Path(f"/proc/{pid}/cgroup").read_text() != groups
+    refused = place.run("run", "true")
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    place.ok("down")
 
 
 def test_no_volume_of_docker_lies_in_the_project(place: Place, outside: Path) -> None:

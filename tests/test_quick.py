@@ -203,7 +203,6 @@ def test_another_tool_or_project_does_not_get_what_was_remembered(
 OPEN = "99 75 0:60 / /home/tazpod/secrets rw,nosuid - tmpfs tmpfs rw,size=65536k"
 COVERED = "100 99 254:0 /x /home/tazpod/secrets rw - ext4 /dev/vda rw"
 ELSEWHERE = "99 75 0:60 / /home/tazpod/.secrets.transit rw,nosuid - tmpfs tmpfs rw"
-HOSTS = "464 448 0:53 /user/containers/overlay-containers/{}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw"
 SHOWN = {
     "control groups, version 1": (f"9:pids:/docker/{ID}\n0::/docker/{ID}", OPEN, True),
     "version 2": (f"0::/docker/{ID}", OPEN, True),
@@ -215,13 +214,6 @@ SHOWN = {
     ),
     "Podman": (f"9:pids:/libpod_parent/libpod-{ID}\n0::/", OPEN, True),
     "Podman, by systemd": (f"0::/machine.slice/libpod-{ID}.scope/container", OPEN, True),
-    "Podman, version 1, without root": ("9:pids:/\n0::/", f"{HOSTS.format(ID)}\n{OPEN}", True),
-    "another one of it": ("9:pids:/\n0::/", f"{HOSTS.format('8' * 64)}\n{OPEN}", False),
-    "its host, where that folder is mounted": (
-        "0::/",
-        f"{HOSTS.replace('/etc', '/mnt').format(ID)}\n{OPEN}",
-        False,
-    ),
     "another container": (f"0::/docker/{'8' * 64}", OPEN, False),
     "another, whose name begins alike": (f"0::/docker/{ID}8", OPEN, False),
     "another in it": (f"0::/docker/{ID}/docker/{'8' * 64}", OPEN, False),
@@ -235,19 +227,37 @@ SHOWN = {
 }
 
 
+def process(proc: Path, groups: str, mounts: str, parent: str = "") -> Path:
+    """The folder of a process with that parent."""
+    for name, files in {
+        "4711": {"cgroup": groups, "mountinfo": mounts, "stat": "4711 (a ) S 1) S 42 4711 4711 0"},
+        "42": {"cmdline": f"/usr/bin/containerd-shim-runc-v2\0-id\0{parent}\0"},
+    }.items():
+        (proc / name).mkdir()
+        for file, text in files.items():
+            (proc / name / file).write_text(f"{text}\n")
+    return proc / "4711"
+
+
 @pytest.mark.parametrize("groups, mounts, shown", SHOWN.values(), ids=SHOWN)
 def test_only_the_containers_own_process_shows_an_open_vault(
     groups: str, mounts: str, shown: bool, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "4711"
-    folder.mkdir()
-    (folder / "cgroup").write_text(f"{groups}\n")
-    (folder / "mountinfo").write_text(f"{mounts}\n")
+    folder = process(tmp_path, groups, mounts)
     container = Container(ID, "running", "", None, pid=4711)
     assert tazpod.seen_to_be_open(Config(tmp_path, "x"), container, str(tmp_path)) is shown
     for name in ("mountinfo", "cgroup"):  # neither may be missing
         (folder / name).unlink()
         assert not tazpod.seen_to_be_open(Config(tmp_path, "x"), container, str(tmp_path))
+
+
+@pytest.mark.parametrize("parent, shown", [(ID, True), (f"{ID}8", False), ("8" * 64, False)])
+def test_a_process_that_was_moved_to_other_groups_is_known_by_its_parent(
+    parent: str, shown: bool, tmp_path: Path
+) -> None:
+    process(tmp_path, "0::/", OPEN, parent)
+    container = Container(ID, "running", "", None, pid=4711)
+    assert tazpod.seen_to_be_open(Config(tmp_path, "x"), container, str(tmp_path)) is shown
 
 
 @pytest.mark.parametrize("pid", [0, -1, os.getpid(), 1 << 40])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 
 import enginelib
 import pytest
 import yaml
-from enginelib import IMAGE, PASSPHRASE, Place, docker
+from enginelib import IMAGE, PASSPHRASE, SECRETS, Place, docker
 
 import tazpod
 
@@ -110,6 +112,37 @@ def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_los
         assert "locked already" in open_place.ok("lock")
     finally:
         docker("rm", "-f", other)
+
+
+def test_an_open_vault_that_was_moved_elsewhere_is_neither_locked_nor_lost(open_place: Place) -> None:
+    there = f"mkdir /opt/kept && mount --move {SECRETS} /opt/kept && rm /workspace/.tazpod/vault/.open"
+    assert open_place.inside(there, user="0").returncode == 0
+    for words in (["lock"], ["save"], ["passwd"], ["unlock"], ["down"]):
+        passphrase = PASSPHRASE if words[0] in ("passwd", "unlock") else None
+        refused = open_place.run(*words, passphrase=passphrase)
+        assert refused.returncode == 1 and "/opt/kept" in refused.stderr, words
+        assert "locked already" not in refused.stderr and "lost" not in refused.stderr
+    status = json.loads(open_place.run("status", "--json").stdout)
+    assert (status["well"], status["vault"]["open"], status["vault"]["remains"]) == (False, None, True)
+    assert "moving" in open_place.ok("list")
+    hint = open_place.run("lock").stderr.rpartition("hint: put it back: sudo ")[2]
+    assert open_place.inside(hint, user="0").returncode == 0
+    assert "saved (1 file" in open_place.ok("lock")
+
+
+def test_the_container_of_a_folder_that_was_deleted_says_so(open_place: Place) -> None:
+    shutil.rmtree(open_place.folder)
+    open_place.folder.mkdir()
+    open_place.init().ok("trust")
+    for word in ("lock", "up", "down"):
+        refused = open_place.run(word)
+        assert refused.returncode == 1 and "was deleted" in refused.stderr
+    look = refused.stderr.partition("alone: ")[2].partition(" to copy")[0].replace(" -it ", " ")
+    done = subprocess.run(
+        ["bash", "-c", f"{look} -c 'cat /home/tazpod/secrets/first'"], capture_output=True, text=True
+    )
+    assert done.stdout == "precious\n"
+    docker("rm", "-f", open_place.name)
 
 
 def test_the_container_of_a_folder_that_was_moved_can_still_save(open_place: Place) -> None:
