@@ -1296,6 +1296,7 @@ class Config(NamedTuple):
     docker_args: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
+    git_mounts: tuple[str, ...] = ()  # of a git worktree, approved; only a container that is made has them
     env: tuple[tuple[str, str | None], ...] = ()  # None: the value that it has on the host
     shell: str = DEFAULT_SHELL
     post_up: str = ""
@@ -2200,6 +2201,7 @@ class Approval(NamedTuple):
     aws_named: bool = False
     places: Mapping[str, Any] | None = None  # where the words that are not kept stand in that text
     dockerfile: str = ""  # the digest of its Dockerfile
+    git: str = ""  # the folder of a repository, of which the project is a worktree
     owner: int | None = None  # whom the project belongs to, where root has approved it
 
 
@@ -2562,6 +2564,92 @@ def dockerfile_changes(text: bytes, approval: Approval) -> list[Change]:
     return [Change("the digest of its text", approval.dockerfile or digest_of(DOCKERFILE.encode()), digest)]
 
 
+# -- a project that is a git worktree
+#
+# Git works in one only beside the folder that all worktrees of the repository share.  The project's
+# `.git` is a file that names it, and whoever writes in the project can write that file.  So the folder is
+# mounted when git's own link leads back here, and its person has approved that very path.
+
+
+class Worktree(NamedTuple):
+    """What a git worktree has for itself in the folder of its repository: here, and in the container."""
+
+    own: Path
+    inside: Path
+
+    @property
+    def common(self) -> str:
+        """The folder of the repository."""
+        return str(self.own.parent.parent)
+
+
+def read_git_link(path: Path, before: str = "") -> str:
+    """The path on the one line of a small file of git's; `before` stands in front of it there."""
+    found = re.fullmatch(f"{before}([^\0\n:\udc80-\udcff]+)\n?", os.fsdecode(read_shared(path)))
+    if not found:
+        raise TazpodError(f"{path}: names no folder that can be mounted")
+    return found[1]
+
+
+def read_worktree(project: Path, owners: Collection[int]) -> Worktree:
+    """The git worktree that a project with a file `.git` is; an error for one that git would not believe."""
+    link = read_git_link(project / ".git", "gitdir: ")
+    home = os.path.realpath(project)
+    own, inside = (os.path.normpath(os.path.join(folder, link)) for folder in (home, WORKSPACE))
+    worktree = Worktree(Path(own), Path(inside))
+    common = worktree.common
+    what = ""
+    if worktree.own.parent.name != "worktrees":
+        what = f"{own}: is no worktree's"
+    elif os.path.realpath(own) != own:
+        what = f"{own}: a link is on the way"
+    elif any(_is_below(str(place), common) for place in (home, home_folder(), state_folder())):
+        what = f"{common}: holds more than a repository"
+    elif passes_through(project, own):
+        what = f"{common}: lies in the project"
+    elif not (Path(common, "HEAD").is_file() and Path(common, "objects").is_dir()):
+        what = f"{common}: is no folder of a repository"
+    if what:
+        raise TazpodError(what)
+    refuse_strangers(Path(common), os.lstat(common).st_uid, owners)
+    back = os.path.join(own, read_git_link(Path(own, "gitdir")))
+    if os.path.realpath(os.path.dirname(back)) != home or os.path.basename(back) != ".git":
+        raise TazpodError(f"{own}/gitdir: does not name this project (git worktree repair)")
+    return worktree
+
+
+def find_worktree(project: Path, owners: Collection[int]) -> Worktree | None:
+    """The git worktree that a project is; None when it is none, or not to be believed, which is told."""
+    path = project / ".git"
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        return read_worktree(project, owners)
+    except (TazpodError, OSError) as error:
+        warn(f"git does not work in the container: the link in {path} is not followed: {error}")
+        return None
+
+
+def approved_git(project: Path) -> str:
+    """The folder of a repository that was approved for a project; '' for none."""
+    return (read_approval(project) or Approval()).git
+
+
+def approved_worktree(config: Config) -> Worktree | None:
+    """The git worktree that a project is, its folder approved: before, or by who is asked now."""
+    project = config.project
+    worktree = find_worktree(project, owners_of(project))
+    if worktree is None or worktree.common == approved_git(project):
+        return worktree
+    if confirm(f"Mount {worktree.common}, by which git works in this worktree?", in_person=True):
+        approval = read_approval(project) or Approval(settings_of(config))
+        write_approval(project, approval._replace(git=worktree.common))
+        return worktree
+    way = "tazpod trust, then tazpod up --recreate"
+    warn(f"git does not work in the container: {worktree.common} was not approved: {way}")
+    return None
+
+
 # -- mount tables
 
 
@@ -2732,6 +2820,7 @@ def run_argv(config: Config, home: Path, mtu: int | None = None) -> list[str]:
         *_named("-e", (name if value is None else f"{name}={value}" for name, value in config.env)),
         *_named("-p", config.ports),
         *_named("-v", (mount_word(config, mount) for mount in config.mounts)),
+        *_named("-v", config.git_mounts),
         *config.docker_args,
         *(config.image, "sleep", "infinity"),
     ]
@@ -2756,6 +2845,27 @@ def mount_word(config: Config, mount: str) -> str:
         if inside.startswith(around) or (place != WORKSPACE and around.startswith(inside)):
             raise UsageError(f"mounts: {target}: that place is taken by {place}", "choose another target")
     return ":".join((source, target, *options))
+
+
+def with_git_mounts(config: Config) -> Config:
+    """The config with what makes git work in the container of a git worktree.
+
+    In there no other worktree is to be seen, so `git worktree prune` would take what the host has of
+    them for left over: that is read-only.  And of this one it says that it is at the workspace.
+    """
+    worktree = approved_worktree(config)
+    if worktree is None:
+        return config
+    own, inside = worktree
+    link = config.run_folder / "gitdir"
+    mounts = (
+        mount_word(config, f"{worktree.common}:{inside.parent.parent}"),
+        f"{own.parent}:{inside.parent}:ro",
+        f"{own}:{inside}",
+        f"{link}:{inside}/gitdir",
+    )
+    write_whole(link, f"{WORKSPACE}/.git\n".encode())
+    return config._replace(git_mounts=mounts)
 
 
 def network_name(mtu: int) -> str:
@@ -3531,6 +3641,10 @@ def drift(config: Config, container: Container, present_image: str) -> list[str]
     changed = changed_since(config, container)
     if changed:
         found.append(f"the config: {', '.join(changed)} changed")
+    if approved_git(config.project):  # else its person has not wanted it
+        worktree = find_worktree(config.project, owners_of(config.project))
+        if worktree and (str(worktree.own), str(worktree.inside)) not in container.binds:
+            found.append(f"the git worktree: {worktree.common} is not mounted")
     wanted = wanted_mtu(config)
     has = network_mtu(container)
     if wanted and wanted < has:
@@ -3559,10 +3673,13 @@ def start_container(config: Config, container: Container | None, image: str) -> 
     """Make the container, start it again or let it go on; gives it as it is then."""
     name = config.container_name
     if container is None:
-        create_container(config, image)
+        create_container(with_git_mounts(config), image)
     elif container.status in IDLE_STATES:
+        git = approved_git(config.project)
         for source, _ in container.binds:
             refuse_to_be_led_out(config.project, source, f"mounts: {source}")
+            if git:
+                refuse_to_be_led_out(Path(git), source, f"{git}: {source}")
         progress(f"starting the container {name} again")
         docker([config.program, "start", name])
         pretend(config, container._replace(status="running"))
@@ -3644,14 +3761,19 @@ def strange_mounts(container: Container, table: Iterable[Mount], host: Iterable[
 def exchanged_mounts(config: Config, container: Container) -> list[str]:
     """Which files and folders of the project a running container was to have, and has others: their paths.
 
-    A program that writes in the project may put a link there between our look and the engine's, which
-    follows it at each start.
+    Those of a git worktree's repository as well.  A program that writes there may put a link there
+    between our look and the engine's, which follows it at each start.
     """
     binds = [bind for bind in container.binds if passes_through(config.project, bind[0])]
+    git = approved_git(config.project)
+    if git:
+        binds += [bind for bind in container.binds if _is_below(bind[0], git)]
     if not binds:
         return []
     host = own_mounts()
     parts = parts_of_project(config.project, host)
+    if git:
+        parts.append(what_lies_at(git, host))
     devices = {mount.device for mount in host}
     # Memory of the container's own, as the vault's, may lie upon such a place.
     table = [mount for mount in seen_mounts(container) if mount.kind != "tmpfs" or mount.device in devices]
@@ -4010,7 +4132,10 @@ def fit_home(home: Path, uid: int, gid: int, links: Sequence[str]) -> None:
 
 def git_settings(identity: Mapping[str, str]) -> str:
     """What git in the container is told: that the workspace is this person's, and who that is."""
-    text = f"[safe]\n\tdirectory = {WORKSPACE}\n[user]\n"
+    text = f"[safe]\n\tdirectory = {WORKSPACE}\n"
+    if Path(WORKSPACE, ".git").is_file():  # of a worktree's repository too much is read-only here for that
+        text += "[gc]\n\tauto = 0\n"
+    text += "[user]\n"
     for name, value in identity.items():
         if name in ("name", "email") and value.isprintable():
             quoted_value = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -7886,6 +8011,7 @@ def replace_container(config: Config, force: bool) -> None:
     made, old = empty_container(config, discard=False, force=force)
     if old is None:
         return
+    config = with_git_mounts(config)
     with locked_file(config.run_folder / UP_LOCK, "starting the container", math.inf):
         docker([config.program, "rename", old.name, aside])
         pretend(made, None)
@@ -8573,10 +8699,15 @@ def cmd_trust(args: argparse.Namespace) -> int:
         dockerfile = read_shared(project / request.config.dockerfile, {owner, os.geteuid()})
         found = dockerfile_changes(dockerfile, read_approval(project) or Approval())
         changes += [change._replace(name=request.config.dockerfile) for change in found]
+    git = approved_git(project)
+    worktree = find_worktree(project, {owner, os.geteuid()})
+    if worktree and worktree.common != git:
+        changes.append(Change("git worktree", json.dumps(git), json.dumps(worktree.common)))
+        git = worktree.common
     for change in changes:
         emit(f"{change.name}: {change.old} -> {change.new}")
     if may_approve:
-        keep_request(request, dockerfile=digest_of(dockerfile), owner=owner)
+        keep_request(request, dockerfile=digest_of(dockerfile), git=git, owner=owner)
         say("approved: tazpod goes by it from now on")
     elif not changes:
         say("nothing differs from what was approved")

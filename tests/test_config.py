@@ -67,6 +67,7 @@ def test_the_defaults_are_those_of_the_contract():
         "docker_args": (),
         "ports": (),
         "mounts": (),
+        "git_mounts": (),
         "env": (),
         "shell": "/bin/bash",
         "post_up": "",

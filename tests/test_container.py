@@ -191,6 +191,86 @@ def test_git_inside_knows_who_this_person_is_and_believes_the_workspace(place: P
     assert place.reads("git config user.email") == "other@host.example"
 
 
+def make_worktree(place: Place, *options: str) -> Path:
+    """Let the project be a git worktree of a repository beside it, whose folder is given."""
+    settings = ["-c", "user.name=n", "-c", "user.email=e@host.example", *options]
+    git = ["git", *settings, "-C", str(place.box / "repo")]
+    subprocess.run(["git", "init", "-q", place.box / "repo"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    for folder in (place.folder, place.box / "other"):
+        subprocess.run([*git, "worktree", "add", "-q", folder], check=True)
+    return place.box / "repo/.git"
+
+
+COMMIT = (
+    "cd /workspace && git add .tazpod/config.yaml && git -c user.name=n -c user.email=e commit -qm inside"
+)
+
+
+def test_git_works_in_a_worktree_when_its_repository_was_approved(place: Place) -> None:
+    common = make_worktree(place)
+    assert f"{common} was not approved: tazpod trust" in place.init().ok("up")
+    assert place.inside("git -C /workspace status").returncode != 0
+    assert f'git worktree: "" -> "{common}"' in place.ok("trust", "--show")
+    place.ok("trust")
+    assert f"the git worktree: {common} is not mounted" in place.ok("up")
+    place.ok("up", "--recreate")
+    place.reads(f"{COMMIT} && git branch made && git branch -d made")
+    log = ["git", "-C", place.box / "repo", "log", "--format=%s", "project"]
+    assert subprocess.run(log, capture_output=True, text=True).stdout == "inside\nfirst\n"
+    # What the host has of other worktrees, which are not to be seen inside, is no litter.
+    place.inside("git -C /workspace worktree prune")
+    for folder in (place.folder, place.box / "other"):
+        assert subprocess.run(["git", "-C", folder, "status"], capture_output=True).returncode == 0
+    assert place.reads("cd /workspace && git config gc.auto && git worktree list").startswith("0\n")
+    docker("stop", "-t", "0", place.name)
+    assert "git" not in place.ok("up")
+    assert place.reads("git -C /workspace log --format=%s") == "inside\nfirst"
+
+
+def test_on_a_terminal_the_repository_of_a_worktree_is_asked_for(place: Place) -> None:
+    common = make_worktree(place)
+    for answer in ("n", "y"):
+        person = place.init().terminal("up", "--recreate")
+        person.answers((rf"Mount {common}, .* \[y/N\] ", answer))
+        assert person.ends() == 0
+        assert (place.inside("git -C /workspace status").returncode == 0) is (answer == "y")
+        place.ok("up")
+
+
+def test_a_worktree_that_a_program_inside_turns_to_another_repository_does_not_get_it(place: Place) -> None:
+    common = make_worktree(place)
+    place.init().ok("trust")
+    place.ok("up")
+    link = place.folder / ".git"
+    told = link.read_text()
+    outside = place.box / "outside"
+    shutil.copytree(place.box / "repo", outside)
+    place.reads(f"sed -i s:{common}:{outside}/.git: /workspace/.git")
+    assert f"the git worktree: {outside}/.git is not mounted" in place.ok("up")
+    done = place.run("up", "--recreate")
+    assert f"{outside}/.git was not approved" in done.stderr and "/outside" not in docker(
+        "inspect", place.name
+    )
+    (outside / ".git/worktrees/project/gitdir").write_text("/nowhere/.git\n")
+    assert "does not name this project" in place.ok("up")
+    link.write_text(told)
+    assert "/repo/.git is not mounted" in place.ok("up")
+
+
+def test_a_repository_that_is_exchanged_for_a_link_ends_the_container(place: Place) -> None:
+    common = make_worktree(place)
+    place.init().ok("trust")
+    place.ok("up")
+    docker("stop", "-t", "0", place.name)
+    common.rename(place.box / "aside")
+    shutil.copytree(place.box / "aside", place.box / "outside")
+    common.symlink_to(place.box / "outside")
+    refused = place.run("up")
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    assert place.name not in docker("ps", "--format", "{{.Names}}").split()
+
+
 # -- out of date
 
 

@@ -412,6 +412,98 @@ def test_a_path_outside_is_ones_own_affair(tmp_path):
     assert not tazpod.leads_out(tmp_path / "project", "/etc")
 
 
+# -- a git worktree
+
+
+@pytest.fixture
+def worktree(project: Path) -> Path:
+    """The folder of a repository, as git lays it out for the project as a worktree of it."""
+    common = project.parent / "repo/.git"
+    own = common / "worktrees/one"
+    for folder in (own, common / "objects"):
+        folder.mkdir(parents=True)
+    (common / "HEAD").write_text("ref: refs/heads/main\n")
+    (own / "gitdir").write_text(f"{project}/.git\n")
+    (project / ".git").write_text(f"gitdir: {own}\n")
+    return common
+
+
+def test_a_worktree_is_found_by_both_forms_of_its_links(project, worktree):
+    own = worktree / "worktrees/one"
+    assert tazpod.find_worktree(project, {os.geteuid()}) == (own, own)
+    (project / ".git").write_text("gitdir: ../repo/.git/worktrees/one\n")
+    (own / "gitdir").write_text(os.path.relpath(project / ".git", own))
+    found = tazpod.find_worktree(project, {os.geteuid()})
+    assert found == (own, Path("/repo/.git/worktrees/one")) and found.common == str(worktree)
+
+
+def break_link(project: Path, common: Path, what: str) -> None:
+    """Make of a worktree's files what a program that writes some of them might."""
+    own = common / "worktrees/one"
+    if "/" in what:
+        (project / ".git").write_text(f"gitdir: {what}\n")
+    elif what == "no way back":
+        (own / "gitdir").write_text(f"{project}/../other/.git\n")
+    elif what == "a link":
+        common.rename(common.with_name("real"))
+        common.symlink_to("real")
+    elif what == "in the project":
+        common.rename(project / "repo")
+        (project / ".git").write_text("gitdir: repo/worktrees/one\n")
+    elif what == "all of the home":
+        (project.parent / "HEAD").write_text("")
+        (project.parent / "objects").mkdir()
+        (common / "worktrees").rename(project.parent / "worktrees")
+        (project / ".git").write_text("gitdir: ../worktrees/one\n")
+    elif what == "no objects":
+        (common / "objects").rmdir()
+    else:
+        os.chown(common, 1, -1)
+
+
+BROKEN = {
+    "../../repo.git": "is no worktree's",
+    "OWN\nmore": "names no folder",
+    "OWN:/etc": "names no folder",
+    "COMMON/modules/one": "is no worktree's",
+    "/nowhere/worktrees/x": "is no folder of a repository",
+    "no way back": "does not name this project",
+    "a link": "a link is on the way",
+    "in the project": "lies in the project",
+    "all of the home": "holds more than a repository",
+    "no objects": "is no folder of a repository",
+    "of another user": "belongs to daemon",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_worktree_that_git_would_not_believe_is_none_and_named(what, project, worktree, docker):
+    if what == "of another user" and os.geteuid() != 0:
+        pytest.skip("needs root to give a folder away")
+    own = worktree / "worktrees/one"
+    break_link(project, worktree, what.replace("OWN", str(own)).replace("COMMON", str(worktree)))
+    done = run_cli("trust")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert BROKEN[what] in done.stderr and "is not followed" in done.stderr
+    assert tazpod.approved_git(project) == ""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)])
+def test_what_is_no_file_is_no_worktree(make, project, docker):
+    make(project / ".git")
+    assert run_cli("trust").stdout == ""
+
+
+def test_a_repository_may_not_take_the_place_of_the_secrets(project, worktree, monkeypatch):
+    secrets = project.parent / "home/tazpod/secrets"
+    secrets.mkdir(parents=True)
+    worktree.rename(secrets / ".git")
+    (project / ".git").write_text("gitdir: ../home/tazpod/secrets/.git/worktrees/one\n")
+    tazpod.main(["trust"])
+    with pytest.raises(tazpod.UsageError, match="taken by /home/tazpod/secrets"):
+        tazpod.with_git_mounts(tazpod.the_project())
+
+
 # -- whose files
 
 
