@@ -2847,6 +2847,13 @@ def mount_word(config: Config, mount: str) -> str:
     return ":".join((source, target, *options))
 
 
+def write_link_back(config: Config) -> Path:
+    """The file by which git in the container knows where a worktree is."""
+    link = config.run_folder / "gitdir"
+    write_whole(link, f"{WORKSPACE}/.git\n".encode())
+    return link
+
+
 def with_git_mounts(config: Config) -> Config:
     """The config with what makes git work in the container of a git worktree.
 
@@ -2857,14 +2864,12 @@ def with_git_mounts(config: Config) -> Config:
     if worktree is None:
         return config
     own, inside = worktree
-    link = config.run_folder / "gitdir"
     mounts = (
         mount_word(config, f"{worktree.common}:{inside.parent.parent}"),
         f"{own.parent}:{inside.parent}:ro",
         f"{own}:{inside}",
-        f"{link}:{inside}/gitdir",
+        f"{write_link_back(config)}:{inside}/gitdir",
     )
-    write_whole(link, f"{WORKSPACE}/.git\n".encode())
     return config._replace(git_mounts=mounts)
 
 
@@ -3680,6 +3685,8 @@ def start_container(config: Config, container: Container | None, image: str) -> 
             refuse_to_be_led_out(config.project, source, f"mounts: {source}")
             if git:
                 refuse_to_be_led_out(Path(git), source, f"{git}: {source}")
+        if git:
+            write_link_back(config)  # for a missing one the engine would make a folder of root's
         progress(f"starting the container {name} again")
         docker([config.program, "start", name])
         pretend(config, container._replace(status="running"))

@@ -224,6 +224,7 @@ def test_git_works_in_a_worktree_when_its_repository_was_approved(place: Place) 
         assert subprocess.run(["git", "-C", folder, "status"], capture_output=True).returncode == 0
     assert place.reads("cd /workspace && git config gc.auto && git worktree list").startswith("0\n")
     docker("stop", "-t", "0", place.name)
+    shutil.rmtree(place.folder / ".tazpod/run")
     assert "git" not in place.ok("up")
     assert place.reads("git -C /workspace log --format=%s") == "inside\nfirst"
 
