@@ -3220,7 +3220,7 @@ def engine_error(result: Result) -> TazpodError:
     engine = ENGINES[name]
     lines = result.err.lower().splitlines()
     if any(re.search("permission denied.*connect to|connect: permission denied", line) for line in lines):
-        hint = "may you use Docker? add yourself to the docker group, or use a rootless engine"
+        hint = "sudo usermod -aG docker $USER, then log in again; or use a rootless engine"
         return TazpodError(f"{engine.title} refuses this user", hint)
     for sign in ("cannot connect", "error during connect", "is the docker daemon running"):
         if any(sign in line for line in lines):
@@ -9240,7 +9240,7 @@ def check_engine(config: Config) -> Iterator[Check]:
     else:
         skew = abs((epoch(clock) or 0) - time.time())
         fix = "set the clock of the engine's machine: logins and the storage need it"
-        yield check("clock", skew < 60, f"{skew:.0f} seconds between the engine's and this one", fix)
+        yield check("clock", skew < 60, f"{skew:.0f} s between the engine's clock and this one", fix)
     made, container, image = look_for_container(config)
     what = f"{config.image} is here"
     if not image:
@@ -9272,6 +9272,9 @@ def engine_facts(config: Config) -> tuple[str, str]:
     info: dict[str, Any] = {}
     if result.code == 0:
         info = json.loads(result.out.strip() or b"{}")
+    refused = info.get("ServerErrors")  # in an answer of status 0, with or without an empty version
+    if isinstance(refused, list) and refused:
+        raise engine_error(result._replace(err="\n".join(map(str, refused))))
     if "ServerVersion" in info:
         what = f"Docker {info['ServerVersion']}"
         if "k8s-file" in str(info.get("Plugins")):  # a log driver that Podman alone has

@@ -429,3 +429,13 @@ def test_a_missing_program_is_named_with_its_cure(project, stub_path):
     ]
     write_stub(stub_path, "docker", "exit 1")
     assert run_cli("up", env={"PATH": str(stub_path), "HOME": str(project.parent / "home")}).returncode == 1
+
+
+@pytest.mark.parametrize("rest", ["", '"ServerVersion": "", "SystemTime": "", '])
+def test_doctor_calls_no_engine_well_that_refuses(project, stub_path, rest):
+    said = "permission denied while trying to connect: dial unix /x.sock: connect: permission denied"
+    write_stub(stub_path, "docker", f"""echo '{{{rest}"ServerErrors": ["{said}"]}}'""")
+    done = run_cli("doctor", env={"PATH": f"{stub_path}:/usr/bin:/bin", "HOME": str(project.parent / "home")})
+    lines = [line.split() for line in done.stdout.splitlines()]
+    told = [" ".join(words) for words in lines if words[1] in ("engine", "clock")]
+    assert told == ["failure engine the Docker engine refuses this user"]
