@@ -3683,8 +3683,8 @@ def start_container(config: Config, container: Container | None, image: str) -> 
         git = approved_git(config.project)
         for source, _ in container.binds:
             refuse_to_be_led_out(config.project, source, f"mounts: {source}")
-            if git:
-                refuse_to_be_led_out(Path(git), source, f"{git}: {source}")
+            if git and leads_out(Path(git), source):
+                raise TazpodError(f"{source}: goes through a link that leads out of {git}")
         if git:
             write_link_back(config)  # for a missing one the engine would make a folder of root's
         progress(f"starting the container {name} again")

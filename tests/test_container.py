@@ -259,19 +259,6 @@ def test_a_worktree_that_a_program_inside_turns_to_another_repository_does_not_g
     assert "/repo/.git is not mounted" in place.ok("up")
 
 
-def test_a_repository_that_is_exchanged_for_a_link_ends_the_container(place: Place) -> None:
-    common = make_worktree(place)
-    place.init().ok("trust")
-    place.ok("up")
-    docker("stop", "-t", "0", place.name)
-    common.rename(place.box / "aside")
-    shutil.copytree(place.box / "aside", place.box / "outside")
-    common.symlink_to(place.box / "outside")
-    refused = place.run("up")
-    assert refused.returncode == 1 and ELSE in refused.stderr
-    assert place.name not in docker("ps", "--format", "{{.Names}}").split()
-
-
 # -- out of date
 
 
@@ -546,6 +533,28 @@ def test_a_mount_of_the_project_that_is_exchanged_for_a_link_ends_the_container(
     assert refused.returncode == 2 and "leads out of the project" in refused.stderr
     take_link_away(place)
     place.ok("down")
+
+
+@pytest.mark.parametrize("part", [".", "worktrees/project"])
+def test_a_repository_that_is_exchanged_for_a_link_ends_the_container(place: Place, part: str) -> None:
+    """Be it for the moment in which the engine looks, or left so while the container stands still."""
+    common = make_worktree(place)
+    place.init().ok("trust")
+    data, outside, fakes = common / part, place.box / "outside", place.box / "fakes"
+    shutil.copytree(data, outside)
+    fakes.mkdir()
+    (fakes / ENGINE).write_text(SWAPPING.format(real=shutil.which(ENGINE), data=data, outside=outside))
+    (fakes / ENGINE).chmod(0o755)
+    refused = place.run("up", PATH=f"{fakes}:{os.environ['PATH']}")
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    assert place.name not in docker("ps", "-a", "--format", "{{.Names}}").split()
+    place.ok("up")
+    docker("stop", "-t", "0", place.name)
+    data.rename(place.box / "aside")
+    data.symlink_to(outside)
+    refused = place.run("up")
+    assert refused.returncode == 1 and (ELSE if part == "." else f"leads out of {common}") in refused.stderr
+    assert place.name not in docker("ps", "--format", "{{.Names}}").split()
 
 
 def test_a_container_that_somebody_else_starts_with_another_mount_is_not_entered(
