@@ -181,8 +181,10 @@ vault:
 #   prefix: {prefix}
 #   region: eu-central-1
 #   profile: tazlab-bootstrap
-#   start_url, account_id, role_name    # enough to log in without more questions
-#   endpoint_url                        # a service that is not AWS
+#   start_url:                          # with the next two, a login asks nothing more
+#   account_id:
+#   role_name:
+#   endpoint_url:                       # of a service that is not AWS
 """
 
 DOCKERFILE = r"""# The image of TazPod's container, in three stages, each one on the one before:

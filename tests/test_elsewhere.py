@@ -256,6 +256,7 @@ def test_one_file_and_a_pull_are_the_way_to_another_machine(
     assert place.is_shut()
     sealed = there / ".tazpod/vault/vault.tar.aes"
     assert cloud.objects()[LATEST] == md5(sealed.read_bytes()) != md5(place.sealed.read_bytes())
+    assert (there / ".tazpod/Dockerfile.ai").is_file()  # `tazpod build` works there too
 
 
 def test_an_engine_by_ssh_is_refused_as_well(away: Place, elsewhere: Elsewhere, machine: Machine) -> None:
