@@ -1,10 +1,12 @@
 """A random walk over the real command line and an engine of its own, with faults at any moment.
 
-    python tests/walk [--seed N] [--steps N] [--seconds S] [--faults [SHARE]] [--only N,N,..] [--shorten]
+    python tests/walk [--seed N] [--steps N] [--seconds S] [--faults [SHARE]] [--kinds NAME,..]
+                      [--inhabited] [--only N,N,..] [--shorten]
 
 Each step is drawn from a seed; with --faults some are disturbed while they run: a process of ours is killed
 on either side, the container is killed, restarted, paused or stopped by somebody else, the engine is killed
-and started again, the disk is full.  After each step a model that knows nothing of the tool's insides says
+and started again, the disk is full; with --inhabited, an open vault with a session in it is seen to before.
+After each step a model that knows nothing of the tool's insides says
 what the vault must hold, stock gpg and tar open the sealed file, and the kernel says what is mounted:
 
 - the sealed file is a whole version that was once in the open vault, never older than the last one that
@@ -36,8 +38,9 @@ os.environ.setdefault("TAZPOD_ENGINE", "docker")
 
 from engine import Engine  # noqa: E402
 from enginelib import IMAGE  # noqa: E402
+from faults import KINDS  # noqa: E402
 from model import Violation  # noqa: E402
-from steps import Walk  # noqa: E402
+from steps import Faults, Walk  # noqa: E402
 
 ONE_PROJECT = 300  # steps; then the next seed begins with another
 TRIES = 12  # at fewer steps
@@ -55,7 +58,7 @@ class Played(NamedTuple):
 class Player:
     """Plays walks in a box, each in a folder of its own."""
 
-    def __init__(self, box: Path, faults: float) -> None:
+    def __init__(self, box: Path, faults: Faults) -> None:
         self.box = box
         self.faults = faults
         (box / "engine").mkdir()
@@ -113,12 +116,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=600, help="after which no step begins")
     parser.add_argument("--faults", type=float, nargs="?", const=0.3, default=0.0, help="their share")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of faults: some of %(default)s")
+    parser.add_argument("--inhabited", action="store_true", help="each fault strikes a session")
     parser.add_argument("--only", default="", help="the steps to take, all others left out")
     parser.add_argument("--shorten", action="store_true")
     args = parser.parse_args()
     only = {int(number) for number in args.only.split(",")} if args.only else None
     box = Path(tempfile.mkdtemp(prefix="tazpod-walk-"))
-    player = Player(box, args.faults)
+    player = Player(box, Faults(args.faults, args.kinds.split(","), args.inhabited))
     deadline = time.monotonic() + args.seconds
     total: Counter[str] = Counter()
     seed = args.seed

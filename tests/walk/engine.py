@@ -67,11 +67,16 @@ class Engine:
         ]
 
     def kill(self) -> None:
-        """As a crash does, or the kernel when memory is short."""
+        """As a crash does, or the kernel when memory is short: the containers live on, with nobody to ask."""
         if self.process:
             self.process.kill()
             self.process.wait()
-        (self.box / "dockerd.pid").unlink(missing_ok=True)
+        # Its containerd too: a new engine waits for a living one for 15 seconds.
+        containerd = self.box / "exec/containerd/containerd.pid"
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(containerd.read_text()), signal.SIGKILL)
+        for path in (containerd, self.box / "dockerd.pid"):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End it, with all that it has started."""
@@ -81,9 +86,7 @@ class Engine:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=30)
-        for name in ("dockerd.pid", "exec/containerd/containerd.pid"):
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int((self.box / name).read_text()), signal.SIGKILL)
+        self.kill()
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             point = line.split()[4]
             if point.startswith(f"{self.box}/"):  # one that was killed leaves its own behind

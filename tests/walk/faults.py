@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine import Engine, sh
@@ -29,8 +29,9 @@ KILLS = {
 }
 OTHERS = (
     *("container kill", "container restart", "container pause", "container stop"),
-    *("engine kill", "disk full"),
+    *("engine kill", "engine crash", "disk full"),
 )
+KINDS = (*KILLS, *OTHERS)
 VICTIM_LIMIT = 3.0  # seconds in which a process to kill may come
 
 
@@ -55,10 +56,10 @@ def victims(place: Place, pattern: str) -> list[int]:
 class Disturbance:
     """One fault, drawn, and whether it has struck."""
 
-    def __init__(self, draw: random.Random, place: Place, engine: Engine) -> None:
+    def __init__(self, draw: random.Random, place: Place, engine: Engine, kinds: Sequence[str]) -> None:
         self.place = place
         self.engine = engine
-        self.kind = draw.choice([*KILLS, *OTHERS])
+        self.kind = draw.choice(kinds)
         self.delay = draw.random() * draw.choice([0.1, 0.6, 1.5])
         self.struck = False
         self.over = threading.Event()
@@ -81,9 +82,8 @@ class Disturbance:
             return
         self.struck = True
         how = self.kind.split()[1]
-        if self.kind == "engine kill":
-            self.engine.kill()
-            self.engine.start()
+        if self.kind.startswith("engine"):
+            self.end_engine(with_containers=how == "crash")
         elif self.kind == "disk full":
             sh("dd", "if=/dev/zero", f"of={self.place.folder}/fill", "bs=1M", check=False)
             time.sleep(1.0)
@@ -95,6 +95,15 @@ class Disturbance:
         else:
             options = [] if how == "kill" else ["-t", "0"]
             sh("docker", how, *options, self.place.name, check=False)
+
+    def end_engine(self, with_containers: bool) -> None:
+        """Kill the engine, and start it again; what it holds dies with it, or when the new one finds it."""
+        first = sh("docker", "inspect", "-f", "{{.State.Pid}}", self.place.name, check=False).strip()
+        self.engine.kill()
+        if with_containers and int(first or 0):
+            with contextlib.suppress(OSError):
+                os.kill(int(first), signal.SIGKILL)
+        self.engine.start()
 
     def kill_one(self, pattern: str) -> None:
         """Kill the first that comes."""

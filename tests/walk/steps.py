@@ -14,14 +14,14 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pexpect
 from engine import Engine, sh
 from enginelib import SECRETS, Owned, Terminal
-from faults import Disturbance
+from faults import KINDS, Disturbance
 from model import Model, Tree, Violation
 
 PATIENCE = 20.0  # seconds within which what must happen by itself has happened
@@ -55,10 +55,18 @@ def digest_of(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+class Faults(NamedTuple):
+    """The faults: their share of the steps, their kinds, and whether a session is always there."""
+
+    share: float = 0.0
+    kinds: Sequence[str] = KINDS
+    inhabited: bool = False
+
+
 class Walk:
     """A project with its model.  A step may assume nothing but what the model says."""
 
-    def __init__(self, seed: int, box: Path, engine: Engine, faults: float) -> None:
+    def __init__(self, seed: int, box: Path, engine: Engine, faults: Faults) -> None:
         self.draw = random.Random(seed)
         self.seed = seed
         self.engine = engine
@@ -433,7 +441,7 @@ class Walk:
         """Draw a step and take it, unless others alone are wanted: one that is left out changes none."""
         self.number += 1
         (kind,) = self.draw.choices(list(WEIGHTS), list(WEIGHTS.values()))
-        faulty = self.draw.random() < self.faults
+        faulty = self.draw.random() < self.faults.share
         own_seed = self.draw.random()
         if only is not None and self.number not in only:
             return
@@ -453,13 +461,34 @@ class Walk:
 
     def disturb(self, kind: str) -> None:
         """Take the step while something goes wrong."""
-        disturbance = Disturbance(self.draw, self.place, self.engine)
+        if self.faults.inhabited:
+            self.inhabit()
+        before = self.shells[:] if self.model.open else []
+        disturbance = Disturbance(self.draw, self.place, self.engine, self.faults.kinds)
         self.disturbed = disturbance.kind
         self.note(f"[{disturbance.kind} after {disturbance.delay:.2f} s]")
         with disturbance.at_work():
             getattr(self, f"step_{kind}")()
         self.counts[disturbance.kind] += disturbance.struck
         self.counts["faults"] += disturbance.struck
+        if disturbance.kind.startswith("engine") and before:
+            self.counts["engine kills under a session"] += 1
+            self.eventually(lambda: not any(shell.child.isalive() for shell in before), "sessions ended")
+
+    def inhabit(self) -> None:
+        """See to an open vault that was changed, perhaps saved, and to a session in it."""
+        if not self.place.sealed.exists():
+            self.step_unlock()
+            self.check()
+            self.step_save()
+            self.check()
+        if not self.model.open or not self.shells:
+            self.step_enter()
+            self.check()
+        self.step_write()
+        if self.draw.random() < 0.5:
+            self.step_save()
+        self.check()
 
 
 def opened_by_gpg(data: bytes, passphrase: str) -> bytes | None:
