@@ -87,7 +87,7 @@ class Cuts:
         self.passphrase = PASSPHRASE
         self.opened_by: dict[bytes, bytes] = {}  # of each sealed file: its passphrase
         self.duration = dict.fromkeys(WORDS, 0.5)  # of the last one, in seconds and in steps
-        self.steps = dict.fromkeys(WORDS, 30)
+        self.steps = dict.fromkeys(WORDS, 20)
         self.counts: Counter[str] = Counter()
         program(box / "bin", "aws", AWS.format(remote=box / "remote"))
         tazpod.check_folder(self.vault)
@@ -132,7 +132,7 @@ class Cuts:
         word = WORDS[number % len(WORDS)]
         before = self.sealed()
         work, passphrase = self.prepared(word, number)
-        if self.draw.random() < 0.5:
+        if self.draw.random() < 0.6:
             copies = self.at_a_step(word, work)
         else:
             copies = self.at_moments(word, work)

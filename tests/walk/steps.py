@@ -103,6 +103,11 @@ class Walk:
         found = json.loads(sh("docker", "inspect", self.place.name, check=False) or "[]")
         return dict(found[0]["State"]) if found else {}
 
+    def running_since(self) -> str:
+        """When the container was started; '' for one that does not run."""
+        state = self.container()
+        return str(state["StartedAt"]) if state.get("Status") == "running" else ""
+
     def mounted(self) -> bool:
         """Whether the kernel shows a mount at the place of the secrets."""
         state = self.container()
@@ -364,16 +369,17 @@ class Walk:
         if self.ended_last:
             if self.disturbed:  # whoever was killed at the same moment, the next word makes well
                 self.word("up")
-            self.eventually(lambda: not self.mounted(), "locked after the last session")
-        state = self.container()
-        born = str(state["StartedAt"]) if state.get("Status") == "running" else ""
-        reborn = born != self.born
+            # An unlock that a container got which was started after them is of nobody's session.
+            if not (self.kind == "unlock" and self.running_since() != self.born):
+                self.eventually(lambda: not self.mounted(), "locked after the last session")
+        born = self.running_since()
+        reborn = born != self.born  # and what was in RAM is lost
         self.born = born
         sealed, inside = self.look()
         self.model.judge(sealed, inside, reborn, bool(self.disturbed))
         self.check_status()
         self.check_disk()
-        if self.number % 10 == 0 and not self.model.open and born:
+        if self.number % 10 == 0 and not self.model.open and self.born:
             self.check_locked()
 
     def look(self) -> tuple[Tree | None, Tree | None]:
