@@ -394,15 +394,16 @@ class Walk:
 
     def check_status(self) -> None:
         """What it says is so, and nothing is well that is not."""
-        told = self.status()
-        for _ in range(3):
+        seen = []
+        for _ in range(4):
+            told = self.status()
             truth = self.mounted()
             if told["vault"]["open"] in (None, truth):
                 break
+            seen.append((told["vault"]["open"], truth, self.container().get("Status")))
             time.sleep(1)  # the guard may be at it
-            told = self.status()
         else:
-            raise Violation(f"status says open: {told['vault']['open']}, the kernel {truth}")
+            raise Violation(f"status says open, the kernel, the engine: {seen}")
         if told["well"] and truth and not told["daemon"]["running"]:
             raise Violation("status is well with an open vault that nobody guards")
 
