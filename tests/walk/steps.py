@@ -73,6 +73,7 @@ class Walk:
         self.faults = faults
         self.place = Owned(box, UID, UID)
         self.put_on_disk()
+        self.name = self.place.name  # of the container, in config.yaml
         self.place.init("network.mtu: 'off'", "sync.interval: 4")
         self.model = Model()
         self.passphrases = [FIRST_PASSPHRASE]  # the last one is in force, or after a fault the one before
@@ -102,6 +103,13 @@ class Walk:
         """What the engine says of the container; {} for none."""
         found = json.loads(sh("docker", "inspect", self.place.name, check=False) or "[]")
         return dict(found[0]["State"]) if found else {}
+
+    def find_container(self) -> None:
+        """Learn what the container is called: after a replacing that was cut off it has another name."""
+        names = sh("docker", "ps", "-a", "--format", "{{.Names}}").split()
+        self.place.name = min(
+            (name for name in names if name.startswith(self.name)), key=len, default=self.name
+        )
 
     def running_since(self) -> str:
         """When the container was started; '' for one that does not run."""
@@ -358,6 +366,7 @@ class Walk:
 
     def check(self) -> None:
         """All of it."""
+        self.find_container()
         if self.container().get("Status") == "paused":
             sh("docker", "unpause", self.place.name)
         living = [shell for shell in self.shells if shell.child.isalive()]
