@@ -7913,7 +7913,8 @@ def cmd_adopt(args: argparse.Namespace) -> int:
             move_into(kept, place)
             progress(f"~/{name} is in the vault now, and no longer in {ENVELOPE}/")
         elif name not in config.links:
-            raise UsageError(f"~/{name}: is not named in the config", f"add it to identity in {CONFIG_PATH}")
+            line = json.dumps([*config.identity, name], ensure_ascii=False)  # it stands for the whole list
+            raise UsageError(f"~/{name}: is not named in the config", f"in {CONFIG_PATH}: identity: {line}")
         elif place.is_symlink() and os.readlink(place) == str(kept):
             say(f"~/{name} is in {ENVELOPE}/ already")
         else:
@@ -9153,7 +9154,9 @@ def status_lines(facts: Facts, now: float) -> list[str]:
     worked = ago("last success", f.daemon_success_at, now)
     failed = ago(f"last error ({f.daemon_error})", f.daemon_failed_at, now)
     kept = {"not used": "this project keeps no copy in a storage"}.get(f.remote_state, "")
-    whose = {"none": "no login, and no keys for a storage"}.get(f.identity_kind, "")
+    keys = "its keys are used"
+    told = {"none": "no login, and no keys for a storage", "environment": keys, "vault": keys}
+    whose = told.get(f.identity_kind, "")
     rows: list[tuple[str, str, Sequence[str]]] = []
     if f.container_state:
         rows.append(("container", f.container_state, [f.container_name, image, *f.container_ports]))

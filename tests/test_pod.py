@@ -394,7 +394,7 @@ def test_a_file_or_folder_that_is_there_is_moved_on_request_and_nothing_is_lost(
     )
     assert "is in .tazpod/ already" in pod.reads("tazpod adopt ~/.kept 2>&1")
     for path, status, words in (
-        (".never", 2, "is not named in the config"),
+        (".never", 2, 'identity: [".netrc", ".kept", ".rc", ".never"]'),  # the whole list, as it is to be
         (".aws", 1, "is not shown by an open vault"),
         ("../x", 2, "is no file or folder of the home"),
     ):

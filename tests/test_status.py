@@ -157,6 +157,14 @@ identity   login        p, expired 1 day ago
 daemon     not running  starts with the container, last success 3 seconds ago, \
 last error (save: it is full) 1 second ago""",
     ),
+    "keys": (
+        Facts("/srv/x", "x-lab", "", "", vault_used=True, identity_kind="environment"),
+        """\
+vault      locked       never sealed
+remote     not used     this project keeps no copy in a storage
+identity   environment  its keys are used
+daemon     not running  starts with the container""",
+    ),
     "no vault": (
         Facts("/srv/x", "x-lab", "exited", "img:1", vault_used=False),
         "container  exited  x-lab, img:1",
