@@ -3722,7 +3722,7 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
     """
     refuse_links(config)
     if re.search("[:\udc80-\udcff]", str(config.project)):  # it would make another folder, of root's
-        what = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
+        what = "no engine can mount a folder with a colon, or what is not UTF-8, in its name"
         raise UsageError(f"{config.project}: {what}", "rename the folder")
     private_folder(config.run_folder)
     path = config.run_folder / UP_LOCK
@@ -7731,7 +7731,7 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     """Write the envelope; what is there already stays as it is."""
     for value, pattern, flag in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
         if value and not re.fullmatch(pattern, value):
-            raise UsageError(f"{flag}: Docker does not accept {value!r}")
+            raise UsageError(f"{flag}: no engine accepts {value!r}")
     private_folder(project / ENVELOPE)
     private_folder(project / ENVELOPE / "vault")
     remember_project(project)

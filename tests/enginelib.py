@@ -310,7 +310,8 @@ class Place:
         """Remove the container, and the images that were made for it."""
         for terminal in self.terminals:
             terminal.clean_up()
-        docker("rm", "-f", "-v", self.name, check=False)
+        now = ("-t", "0") if ENGINE == "podman" else ()  # which asks first, and waits ten seconds
+        docker("rm", "-f", "-v", *now, self.name, check=False)
         for tag in self.images:
             docker("rmi", "-f", tag, check=False)
 

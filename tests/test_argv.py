@@ -1181,7 +1181,7 @@ def test_a_folder_that_docker_cannot_mount_is_wrong_usage(name, script, tmp_path
     tazpod.init_project(folder)
     monkeypatch.chdir(folder)
     assert script.play("up") == 2
-    said = "Docker cannot mount a folder with a colon, or what is not UTF-8, in its name"
+    said = "no engine can mount a folder with a colon, or what is not UTF-8, in its name"
     assert errors(capfd).endswith(f": {said}")
 
 

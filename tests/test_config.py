@@ -581,7 +581,7 @@ def test_init_takes_image_and_name(empty):
 )
 def test_init_refuses_what_docker_would_and_writes_nothing(empty, words, capfd):
     assert tazpod.main(["init", *words]) == 2
-    assert "Docker does not accept" in capfd.readouterr().err
+    assert "no engine accepts" in capfd.readouterr().err
     assert list(empty.iterdir()) == []
 
 
