@@ -79,6 +79,7 @@ class Walk:
         self.passphrases = [FIRST_PASSPHRASE]  # the last one is in force, or after a fault the one before
         self.shells: list[Terminal] = []
         self.sealed_seen: tuple[str, Tree] = ("", {})
+        self.sealed_under = FIRST_PASSPHRASE
         self.born = ""  # when the container's first process started
         self.canary = f"canary{seed:08x}"
         self.log: list[str] = []
@@ -148,6 +149,7 @@ class Walk:
             archive = opened_by_gpg(data, passphrase)
             if archive is not None:
                 self.sealed_seen = digest, tree_of(archive)
+                self.sealed_under = passphrase
                 return self.sealed_seen[1]
         raise Violation("the sealed file does not open with gpg")
 
@@ -386,6 +388,8 @@ class Walk:
         self.born = born
         sealed, inside = self.look()
         self.model.judge(sealed, inside, reborn, bool(self.disturbed))
+        if sealed is not None and not self.model.open:  # whatever became of a passwd, this one is in force
+            self.passphrases = [self.sealed_under]
         self.check_status()
         self.check_disk()
         if self.number % 10 == 0 and not self.model.open and self.born:
