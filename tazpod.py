@@ -3802,13 +3802,13 @@ def refuse_exchanged_mounts(config: Config, container: Container, before: Contai
     if not wrong or OPTIONS.dry_run:
         return
     hint = "something exchanges files there: see what else runs in the project, then again"
+    if before and before.in_memory:
+        hint = "tazpod down, then again, also where you have moved it yourself"
+    else:
+        act([config.program, "kill", container.name])  # at once: Podman's rm waits ten seconds
     if before is None:
         act([config.program, "rm", "-f", container.name])
         forget_container(config, container)
-    elif not before.in_memory:
-        act([config.program, "kill", container.name])
-    else:
-        hint = "tazpod down, then again, also where you have moved it yourself"
     raise TazpodError(f"{', '.join(wrong)}: the container has something else than the project's", hint)
 
 
