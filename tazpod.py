@@ -121,7 +121,8 @@ LOG_PATH = "/tmp/tazpod-sync.log"
 GUARD_NOTES = "/dev/shm/tazpod-guard.json"  # in RAM: how the guard fares
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
-RAM = "tazpod"  # what a mount table calls the memory that we mount, wherever it is moved to
+RAM = "tazpod"  # what a mount table calls the memory of an open vault, wherever it is moved to
+LOGIN_RAM = "tazpod-login"  # and that of a login before there is one
 TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
 PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
 NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
@@ -2663,6 +2664,7 @@ class Mount(NamedTuple):
     kind: str
     root: str = "/"
     source: str = ""  # what was named when it was mounted
+    writable: bool = False  # the file system, wherever it is mounted
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -2674,7 +2676,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
         kind, _, rest = right.partition(" ")
         if len(fields) >= 5:
             root, point = map(_unescaped, fields[3:5])
-            mounts.append(Mount(fields[2], point, kind, root, rest.partition(" ")[0]))
+            source, _, options = rest.partition(" ")
+            mounts.append(Mount(fields[2], point, kind, root, source, options.split(",")[0] == "rw"))
     return mounts
 
 
@@ -3749,6 +3752,12 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
 
 
 # What a container may have of these is no file of the host's, and root in it can mount any of them anew.
+INITS = (
+    "docker-init",
+    "catatonit",
+    "tini",
+    "tini-static",
+)  # which an engine puts into a container for --init
 KERNELS_OWN = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs")
 
 
@@ -3757,12 +3766,15 @@ def strange_mounts(container: Container, table: Iterable[Mount], host: Iterable[
 
     What the engine keeps for a container has its id in its path.
     """
+    table = list(table)
     places = {"/", WORKSPACE, *(os.path.normpath(place) for _, place in container.binds)}
+    points = [mount.point for mount in table]
     own = {mount.device for mount in host if container.id in mount.point}
     found = []
     for mount in table:
+        expected = mount.point in places and points.count(mount.point) == 1
         engines = mount.kind in KERNELS_OWN or mount.device in own or container.id in mount.root
-        if mount.point not in places and not engines:
+        if not (expected or engines or os.path.basename(mount.root) in INITS):
             found.append(mount)
     return found
 
@@ -4270,7 +4282,7 @@ def mounts_after(table: Sequence[Mount], argv: Sequence[str]) -> list[Mount]:
     *_, source, point = argv
     if "tmpfs" in argv:
         device = f"0:{9_000_000 + len(after)}"  # a number that no device has
-        return [*after, Mount(device, point, "tmpfs", source=source)]
+        return [*after, Mount(device, point, "tmpfs", source=source, writable=True)]
     around = [mount for mount in table if f"{source}/".startswith(f"{mount.point.rstrip('/')}/")]
     shown = max(around, key=lambda mount: len(mount.point))
     if "--move" in argv:
@@ -4315,20 +4327,35 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
-def is_led_astray(mount: Mount) -> bool:
-    """Whether memory of ours is mounted where we never mount any: somebody has moved an open vault there."""
-    ours = mount.kind == "tmpfs" and mount.source == RAM and mount.root == "/"
-    return ours and not re.fullmatch(f"/home/[^/]+/(secrets|[.]aws|{re.escape(TRANSIT)})", mount.point)
+def is_open_ram(mount: Mount) -> bool:
+    """Whether this is the memory of an open vault, wherever it is; what was destroyed is read-only."""
+    return mount.kind == "tmpfs" and mount.source == RAM and mount.writable
+
+
+def led_astray(vault: Vault) -> list[str]:
+    """Where a vault that is not in its place is open all the same, in whatever mount namespace."""
+    aside = [mount.device for mount in mounts_at(vault.transit)]  # on its way in or out
+    found = {}
+    for process in (Path("/proc/self"), *other_processes()):
+        with contextlib.suppress(OSError):
+            table = (process / "mountinfo").read_text(errors="surrogateescape")
+            if f" {RAM} " not in table:
+                continue
+            for mount in parse_mountinfo(table):
+                if is_open_ram(mount) and mount.device not in aside:
+                    found[mount.point] = True
+    return list(found)
 
 
 def refuse_astray(vault: Vault) -> None:
     """An error where a vault that is not in its place is open in another: it is neither lost nor locked."""
-    for mount in mount_table():
-        if is_led_astray(mount):
-            raise VaultError(
-                f"the open vault was moved to {mount.point}",
-                f"put it back: sudo mount --move {quoted(mount.point, str(vault.mount))}",
-            )
+    places = led_astray(vault)
+    if places:
+        raise VaultError(
+            f"the open vault was moved: it is mounted at {', '.join(places)}",
+            f"put it back (sudo mount --move {quoted(places[0], str(vault.mount))}); or end all of it:"
+            " tazpod down --discard",
+        )
 
 
 def in_one_call(commands: Sequence[Sequence[str]]) -> list[str]:
@@ -4372,13 +4399,13 @@ def noswap_refused() -> str:
     return "the kernel does not know noswap"
 
 
-def mount_ram(place: Path, size: str) -> int:
+def mount_ram(place: Path, size: str, name: str = RAM) -> int:
     """Mount a tmpfs of this user's (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
 
     Who writes through the descriptor writes to RAM, whatever becomes of the mount.
     """
     for extra in (",noswap", ""):  # kernels before 6.4 do not know it
-        result = change_mounts(tmpfs_argv(place, size, extra))
+        result = change_mounts(tmpfs_argv(place, size, extra, name))
         if result.code == 0:
             break
     else:
@@ -4393,7 +4420,8 @@ def mount_ram(place: Path, size: str) -> int:
         return fd
     mount = mounted_at(place)
     device = os.fstat(fd).st_dev
-    if mount != Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs", source=RAM):
+    wanted = Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs", "/", name, writable=True)
+    if mount != wanted:
         os.close(fd)
         raise VaultError(f"{place}: mount said done, but no tmpfs is there")
     return fd
@@ -5340,7 +5368,7 @@ def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tup
 def login_in_ram(vault: Vault) -> None:
     """Before the vault is open, ~/.aws is RAM too: a login leaves no token on a disk."""
     if mounted_at(vault.home / ".aws") is None:
-        os.close(mount_ram(vault.home / ".aws", "1m"))
+        os.close(mount_ram(vault.home / ".aws", "1m", LOGIN_RAM))
 
 
 def guard_lock(vault: Vault) -> Path:
@@ -7841,11 +7869,15 @@ def vault_shown(name: str, pod: Container) -> str:
         config = config_of(config, pod)._replace(program=pod.engine)
         if not config.ghost_mode or pod.status == "paused":
             return "-"
-        if seen_to_be_open(config, pod) or (pod.running and asked_if_open(config)):
+        if seen_to_be_open(config, pod):
             return "open"
-        for mount in seen_mounts(pod):
-            if mount.point == f"{config.home}/{TRANSIT}" or is_led_astray(mount):
-                return "moving"
+        places: list[str] = []
+        if pod.running:
+            places = places_with_secrets(config, pod)
+        if config.secrets in places:
+            return "open"
+        if places:
+            return "moving"
         return "locked"
     except (TazpodError, OSError, UnicodeDecodeError):
         return "-"
@@ -7939,17 +7971,21 @@ def cmd_up(args: argparse.Namespace) -> int:
 
 def places_with_secrets(config: Config, container: Container) -> list[str]:
     """Where in a running container, whatever it is made with, memory lies at a place of secrets."""
-    result = capture([config.program, "exec", container.name, "cat", "/proc/self/mountinfo"])
+    look = "cat /proc/[0-9]*/mountinfo 2> /dev/null || :"  # of each namespace; a process may end meanwhile
+    result = capture([config.program, "exec", container.name, "sh", "-c", look])
     if result.code != 0:
         if re.search("executable file .*not found", result.err + result.out.decode(errors="replace")):
-            return []  # an image without cat(1) has never held a vault
+            return []  # an image without a shell has never held a vault
         raise engine_error(result)
     place = f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})"
-    found = []
-    for mount in parse_mountinfo(result.out.decode(errors="surrogateescape")):
-        if mount.kind == "tmpfs" and (is_led_astray(mount) or re.fullmatch(place, mount.point)):
-            found.append(mount.point)
-    return found
+    mounts = parse_mountinfo(result.out.decode(errors="surrogateescape"))
+    if not mounts:
+        raise TazpodError(f"the container {container.name} does not show what is mounted in it")
+    found = {}
+    for mount in mounts:
+        if mount.kind == "tmpfs" and (is_open_ram(mount) or re.fullmatch(place, mount.point)):
+            found[mount.point] = True
+    return list(found)
 
 
 def agree_to_end(count: int) -> None:
@@ -8925,8 +8961,8 @@ def pod_facts(config: Config) -> dict[str, Any]:
     vault = pod_vault(config)
     opened = config.ghost_mode and is_open(vault)
     told: bool | None = opened
-    astray = any(map(is_led_astray, mount_table()))
-    if config.ghost_mode and not opened and (astray or is_guarded_elsewhere(vault)):
+    astray = config.ghost_mode and not opened and bool(led_astray(vault))
+    if astray or (config.ghost_mode and not opened and is_guarded_elsewhere(vault)):
         told = None
     known = sealed_facts(config, vault, told)
     if not config.ghost_mode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -114,20 +115,41 @@ def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_los
         docker("rm", "-f", other)
 
 
-def test_an_open_vault_that_was_moved_elsewhere_is_neither_locked_nor_lost(open_place: Place) -> None:
-    there = f"mkdir /opt/kept && mount --move {SECRETS} /opt/kept && rm /workspace/.tazpod/vault/.open"
+LEAVE = f"umount -l /home/tazpod/.aws {SECRETS}"
+WAYS = {
+    "moved": f"mount --move {SECRETS} /opt/kept",
+    "a part of it": f"mkdir {SECRETS}/part && mount --bind {SECRETS}/part /opt/kept && {LEAVE}",
+    "where a login is": f"umount -l /home/tazpod/.aws; mount --move {SECRETS} /home/tazpod/.aws",
+    "another home": f"mkdir -p /home/x/secrets && mount --move {SECRETS} /home/x/secrets",
+    "a namespace": f"unshare -m sh -c 'while :; do sleep 1; done' & sleep 0.5; {LEAVE}",
+}
+BACK = {
+    "moved": f"mount --move /opt/kept {SECRETS}",
+    "where a login is": f"mount --move /home/tazpod/.aws {SECRETS}",
+    "another home": f"mount --move /home/x/secrets {SECRETS}",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_open_vault_that_was_moved_elsewhere_is_neither_locked_nor_lost(
+    open_place: Place, way: str
+) -> None:
+    there = f"mkdir /opt/kept; rm /workspace/.tazpod/vault/.open; {WAYS[way]}"
     assert open_place.inside(there, user="0").returncode == 0
     for words in (["lock"], ["save"], ["passwd"], ["unlock"], ["down"]):
         passphrase = PASSPHRASE if words[0] in ("passwd", "unlock") else None
         refused = open_place.run(*words, passphrase=passphrase)
-        assert refused.returncode == 1 and "/opt/kept" in refused.stderr, words
+        assert refused.returncode == 1 and re.search("was moved: |secrets may be in", refused.stderr), words
         assert "locked already" not in refused.stderr and "lost" not in refused.stderr
     status = json.loads(open_place.run("status", "--json").stdout)
     assert (status["well"], status["vault"]["open"], status["vault"]["remains"]) == (False, None, True)
-    assert "moving" in open_place.ok("list")
-    hint = open_place.run("lock").stderr.rpartition("hint: put it back: sudo ")[2]
-    assert open_place.inside(hint, user="0").returncode == 0
-    assert "saved (1 file" in open_place.ok("lock")
+    rows = {row["name"]: row["vault"] for row in json.loads(open_place.ok("list", "--json"))}
+    assert rows[open_place.name] in ("moving", "open")
+    if way in BACK:
+        assert f"put it back (sudo {BACK[way]}" in open_place.run("lock").stderr
+        assert open_place.inside(BACK[way], user="0").returncode == 0
+        assert "saved (1 file" in open_place.ok("lock")
+    open_place.ok("down", "--discard")
 
 
 def test_the_container_of_a_folder_that_was_deleted_says_so(open_place: Place) -> None:
