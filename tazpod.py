@@ -3534,7 +3534,8 @@ def project_of(name: str) -> Path:
 #   the host goes by it.
 # - `seen_to_be_open`, on the host, reads the container's mount table from outside.  It spares the way to
 #   the prompt a docker-exec; only its yes counts, since the engine may be another machine's.
-# - `places_with_secrets`, last before a container is removed, takes no config's word for where a vault is.
+# - `places_with_secrets`, last before a container is removed, and for `list`, takes no config's word for
+#   where a vault is.
 
 
 def asked_if_open(config: Config, strict: bool = True) -> bool:
@@ -3751,13 +3752,9 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         return made, container
 
 
+# What an engine puts into a container for --init.
+INITS = ("docker-init", "catatonit", "tini", "tini-static")
 # What a container may have of these is no file of the host's, and root in it can mount any of them anew.
-INITS = (
-    "docker-init",
-    "catatonit",
-    "tini",
-    "tini-static",
-)  # which an engine puts into a container for --init
 KERNELS_OWN = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs")
 
 
@@ -4347,8 +4344,13 @@ def led_astray(vault: Vault) -> list[str]:
     return list(found)
 
 
-def refuse_astray(vault: Vault) -> None:
-    """An error where a vault that is not in its place is open in another: it is neither lost nor locked."""
+def refuse_open_elsewhere(vault: Vault) -> None:
+    """In a container: an error for a vault that is not open in its place, and is, or may be, in another one.
+
+    That is some other place of this container, or another container of the project.
+    """
+    if not in_pod():
+        return
     places = led_astray(vault)
     if places:
         raise VaultError(
@@ -4356,6 +4358,9 @@ def refuse_astray(vault: Vault) -> None:
             f"put it back (sudo mount --move {quoted(places[0], str(vault.mount))}); or end all of it:"
             " tazpod down --discard",
         )
+    if is_guarded_elsewhere(vault):
+        what = "another container of this project is at work, and may hold its open vault"
+        raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
 
 
 def in_one_call(commands: Sequence[Sequence[str]]) -> list[str]:
@@ -5395,22 +5400,13 @@ def is_guarded_elsewhere(vault: Vault) -> bool:
     return True
 
 
-def refuse_elsewhere(vault: Vault) -> None:
-    """In a container: an error for a vault that may be open in another container of the project."""
-    if is_guarded_elsewhere(vault):
-        what = "another container of this project is at work, and may hold its open vault"
-        raise VaultError(what, "on the host: tazpod list, then tazpod --pod NAME lock")
-
-
 def refuse_not_open(vault: Vault, what: str) -> None:
     """An error for a vault that is not open, `what` says for which work."""
     if is_open(vault):
         return
     if mounted_at(vault.transit):
         raise VaultError("the vault is neither open nor locked: its secrets are in RAM", "tazpod lock")
-    if in_pod():
-        refuse_astray(vault)
-        refuse_elsewhere(vault)
+    refuse_open_elsewhere(vault)
     raise NothingOpen(f"the vault is locked: {what}", "tazpod unlock")
 
 
@@ -5422,9 +5418,7 @@ def tell_lost(vault: Vault) -> None:
     """
     if not in_pod() and is_guarded(vault):
         return
-    if in_pod():
-        refuse_astray(vault)
-        refuse_elsewhere(vault)
+    refuse_open_elsewhere(vault)
     with contextlib.suppress(OSError):
         when = utc(look_at(vault.marker).st_mtime)
         warn(f"the container stopped while the vault was open; what changed after {when} is lost")
@@ -8961,9 +8955,11 @@ def pod_facts(config: Config) -> dict[str, Any]:
     vault = pod_vault(config)
     opened = config.ghost_mode and is_open(vault)
     told: bool | None = opened
-    astray = config.ghost_mode and not opened and bool(led_astray(vault))
-    if astray or (config.ghost_mode and not opened and is_guarded_elsewhere(vault)):
-        told = None
+    astray = False
+    if config.ghost_mode and not opened:
+        astray = bool(led_astray(vault))
+        if astray or is_guarded_elsewhere(vault):
+            told = None
     known = sealed_facts(config, vault, told)
     if not config.ghost_mode:
         return known
@@ -9061,10 +9057,9 @@ def host_facts(config: Config) -> dict[str, Any]:
     config, container, image = look_for_container(config)
     if container and container.running:
         known = told_facts(ask_pod(config, container, STATUS_WORD))
-    elif container and container.in_memory:
-        known = sealed_facts(config, host_vault(config), None)  # nobody can ask a paused one
-    elif is_guarded(host_vault(config)):
-        known = sealed_facts(config, host_vault(config), None)  # it may be open in another container
+    elif (container and container.in_memory) or is_guarded(host_vault(config)):
+        # Nobody can ask a paused one, and it may be open in another container.
+        known = sealed_facts(config, host_vault(config), None)
     else:
         known = sealed_facts(config, host_vault(config), False)
     known.update(project=str(config.project), container_name=config.container_name)

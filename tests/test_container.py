@@ -501,6 +501,13 @@ def take_link_away(place: Place) -> None:
     (place.folder / "aside").rename(place.folder / "data")
 
 
+def restart_with_link(place: Place, outside: Path) -> None:
+    """Let the engine start the container while a link lies in the place of the folder."""
+    put_link(place, outside)
+    docker("restart", "-t", "0", place.name)
+    take_link_away(place)
+
+
 @pytest.mark.parametrize(
     "way", ["mounts", "another path", pytest.param("another mount", marks=as_root), "docker.args"]
 )
@@ -561,9 +568,7 @@ def test_a_container_that_somebody_else_starts_with_another_mount_is_not_entered
     place: Place, outside: Path
 ) -> None:
     place.init(mounting("mounts", place)).ok("up")
-    put_link(place, outside)
-    docker("restart", "-t", "0", place.name)
-    take_link_away(place)
+    restart_with_link(place, outside)
     refused = place.run("run", "true")
     assert refused.returncode == 1 and ELSE in refused.stderr
     place.ok("down")
@@ -581,9 +586,7 @@ def test_a_link_in_the_container_does_not_hide_an_exchanged_mount(
     if real == "new":  # an image may have such a link
         place.ok("up")
         assert "key" not in place.reads(f"ls /{real}")
-    put_link(place, outside)
-    docker("restart", "-t", "0", place.name)
-    take_link_away(place)
+    restart_with_link(place, outside)
     refused = place.run("run", "cat", f"/{real}/key")
     assert refused.returncode == 1 and ELSE in refused.stderr
     place.ok("down")
@@ -596,9 +599,7 @@ def test_memory_of_the_host_in_place_of_a_mount_of_the_project_is_no_memory_of_t
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", outside], check=True)
     try:
         place.init('mounts: ["./data:/data"]').ok("up")
-        put_link(place, outside)
-        docker("restart", "-t", "0", place.name)
-        take_link_away(place)
+        restart_with_link(place, outside)
         refused = place.run("run", "true")
         assert refused.returncode == 1 and ELSE in refused.stderr
         place.ok("down")
@@ -611,9 +612,7 @@ def test_a_container_that_has_left_its_control_groups_is_looked_into_all_the_sam
     place: Place, outside: Path
 ) -> None:
     place.init('mounts: ["./data:/data"]').ok("up")
-    put_link(place, outside)
-    docker("restart", "-t", "0", place.name)
-    take_link_away(place)
+    restart_with_link(place, outside)
     pid = docker("inspect", "-f", "{{.State.Pid}}", place.name).strip()
     groups = Path(f"/proc/{pid}/cgroup").read_text()
     for tree in {Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")}:
