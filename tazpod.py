@@ -123,6 +123,9 @@ POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint"
 
 RAM = "tazpod"  # what a mount table calls the memory of an open vault, wherever it is moved to
 LOGIN_RAM = "tazpod-login"  # and that of a login before there is one
+# A vault that was destroyed is made so small: that is seen in every namespace that still shows it, and
+# cannot be done to one that holds anything.
+DESTROYED = "size=4k"
 TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
 PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
 NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
@@ -2664,7 +2667,7 @@ class Mount(NamedTuple):
     kind: str
     root: str = "/"
     source: str = ""  # what was named when it was mounted
-    writable: bool = False  # the file system, wherever it is mounted
+    options: str = ""  # of the file system, wherever it is mounted
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -2677,7 +2680,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
         if len(fields) >= 5:
             root, point = map(_unescaped, fields[3:5])
             source, _, options = rest.partition(" ")
-            mounts.append(Mount(fields[2], point, kind, root, source, options.split(",")[0] == "rw"))
+            mounts.append(Mount(fields[2], point, kind, root, source, options))
     return mounts
 
 
@@ -4279,7 +4282,7 @@ def mounts_after(table: Sequence[Mount], argv: Sequence[str]) -> list[Mount]:
     *_, source, point = argv
     if "tmpfs" in argv:
         device = f"0:{9_000_000 + len(after)}"  # a number that no device has
-        return [*after, Mount(device, point, "tmpfs", source=source, writable=True)]
+        return [*after, Mount(device, point, "tmpfs", source=source)]
     around = [mount for mount in table if f"{source}/".startswith(f"{mount.point.rstrip('/')}/")]
     shown = max(around, key=lambda mount: len(mount.point))
     if "--move" in argv:
@@ -4324,9 +4327,14 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
+def may_hold_secrets(mount: Mount) -> bool:
+    """Whether this is memory, and not that of a vault that was destroyed."""
+    return mount.kind == "tmpfs" and DESTROYED not in mount.options.split(",")
+
+
 def is_open_ram(mount: Mount) -> bool:
-    """Whether this is the memory of an open vault, wherever it is; what was destroyed is read-only."""
-    return mount.kind == "tmpfs" and mount.source == RAM and mount.writable
+    """Whether this is the memory of an open vault, wherever it is."""
+    return mount.source == RAM and may_hold_secrets(mount)
 
 
 def led_astray(vault: Vault) -> list[str]:
@@ -4425,8 +4433,8 @@ def mount_ram(place: Path, size: str, name: str = RAM) -> int:
         return fd
     mount = mounted_at(place)
     device = os.fstat(fd).st_dev
-    wanted = Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs", "/", name, writable=True)
-    if mount != wanted:
+    wanted = Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs", "/", name)
+    if mount is None or mount._replace(options="") != wanted:
         os.close(fd)
         raise VaultError(f"{place}: mount said done, but no tmpfs is there")
     return fd
@@ -4483,7 +4491,7 @@ def move_mount(source: Path, target: Path, *more: Sequence[str]) -> bool:
 
 
 def remount_argv(place: Path, mode: str) -> list[str]:
-    """mount(8) that makes a whole file system read-only (`ro`) or writable (`rw`), wherever it is mounted."""
+    """mount(8) that makes a whole file system read-only (`ro`), writable (`rw`) or so large (`size=`)."""
     return ["mount", "-o", f"remount,{mode}", str(place)]
 
 
@@ -4586,7 +4594,8 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
         holders.update({int(pid): str(name) for pid, name in told["held"].items()})
     if left:
         raise VaultError(f"{left[0]} could not be emptied: the vault is not destroyed", "tazpod down")
-    change_mounts(erase_argvs(place)[1], remount_argv(place, "ro"))  # who holds a folder makes no new file
+    # Who holds a folder makes no new file; where one is held that was deleted, the kernel refuses the last.
+    change_mounts(erase_argvs(place)[1], remount_argv(place, DESTROYED), remount_argv(place, "ro"))
     refuse_what_is_left(place, device)
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
@@ -7977,7 +7986,7 @@ def places_with_secrets(config: Config, container: Container) -> list[str]:
         raise TazpodError(f"the container {container.name} does not show what is mounted in it")
     found = {}
     for mount in mounts:
-        if mount.kind == "tmpfs" and (is_open_ram(mount) or re.fullmatch(place, mount.point)):
+        if is_open_ram(mount) or (may_hold_secrets(mount) and re.fullmatch(place, mount.point)):
             found[mount.point] = True
     return list(found)
 

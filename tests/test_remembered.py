@@ -10,7 +10,7 @@ import subprocess
 import enginelib
 import pytest
 import yaml
-from enginelib import IMAGE, PASSPHRASE, SECRETS, Place, docker
+from enginelib import IMAGE, PASSPHRASE, SECRETS, Place, docker, eventually
 
 import tazpod
 
@@ -118,6 +118,7 @@ def test_in_another_container_of_the_project_an_open_vault_is_not_said_to_be_los
 LEAVE = f"umount -l /home/tazpod/.aws {SECRETS}"
 WAYS = {
     "moved": f"mount --move {SECRETS} /opt/kept",
+    "moved, and read-only": f"mount --move {SECRETS} /opt/kept && mount -o remount,ro /opt/kept",
     "a part of it": f"mkdir {SECRETS}/part && mount --bind {SECRETS}/part /opt/kept && {LEAVE}",
     "where a login is": f"umount -l /home/tazpod/.aws; mount --move {SECRETS} /home/tazpod/.aws",
     "another home": f"mkdir -p /home/x/secrets && mount --move {SECRETS} /home/x/secrets",
@@ -150,6 +151,25 @@ def test_an_open_vault_that_was_moved_elsewhere_is_neither_locked_nor_lost(
         assert open_place.inside(BACK[way], user="0").returncode == 0
         assert "saved (1 file" in open_place.ok("lock")
     open_place.ok("down", "--discard")
+
+
+def test_a_destroyed_vault_that_a_namespace_still_shows_is_in_nobodys_way(open_place: Place) -> None:
+    stay = "unshare -m sh -c 'while :; do sleep 1; done' > /dev/null 2>&1 &"
+    assert open_place.inside(stay, user="0").returncode == 0
+    eventually(lambda: len(shown_in(open_place)) > 1, "it has a namespace of its own")
+    assert "still in the vault when it was locked: " in open_place.ok("lock")
+    assert shown_in(open_place), "it still shows the vault"
+    assert "the vault is locked already" in open_place.ok("lock")
+    assert "locked" in open_place.run("status").stdout
+    open_place.ok("unlock", passphrase=PASSPHRASE)
+    assert "the vault is locked" in open_place.ok("lock")
+    open_place.ok("down")
+
+
+def shown_in(place: Place) -> list[str]:
+    """The mounts of our memory, in all namespaces."""
+    tables = place.inside("cat /proc/[0-9]*/mountinfo | sort -u", user="0").stdout
+    return [mount.point for mount in tazpod.parse_mountinfo(tables) if mount.source == tazpod.RAM]
 
 
 def test_the_container_of_a_folder_that_was_deleted_says_so(open_place: Place) -> None:
