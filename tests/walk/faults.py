@@ -24,7 +24,7 @@ KILLS = {
     "kill mount": r"^(\S*/)?u?mount ",
     "kill pod python": r"^python3 -Esc",
     "kill docker client": r"^(\S*/)?docker ",
-    "kill host side": r"tool/tazpod.py",
+    "kill host side": r"/tool( |$)",
     "kill bash": r"^(\S*/)?bash",
 }
 OTHERS = (
@@ -47,8 +47,8 @@ def victims(place: Place, pattern: str) -> list[int]:
             continue
         with contextlib.suppress(OSError):
             text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            ours = os.readlink(entry / "ns/pid") == space or str(place.tool) in text or place.name in text
-            if ours and re.search(pattern, text):
+            outside = str(place.tool.parent) in text or place.name in text
+            if (outside or os.readlink(entry / "ns/pid") == space) and re.search(pattern, text):
                 found.append(int(entry.name))
     return found
 

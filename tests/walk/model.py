@@ -65,13 +65,14 @@ class Model:
             if not among(sealed, held):
                 raise Violation(f"sealed is {short([sealed])}, not one of {short(held[-6:])}")
         latest = [self.now, *self.may_be]
-        stayed_open = self.open and not reborn
+        lost = self.open and reborn
         if inside is None:
-            if stayed_open and not among(sealed, latest):
+            if self.open and not lost and not among(sealed, latest):
                 raise Violation(f"locked, and sealed is {short([sealed])}, not {short(latest)}")
             self.begins_with(sealed)
         else:
-            expected = latest if stayed_open else [sealed]
+            # One that was locked may have been opened and written to in this step, beside sessions that live.
+            expected = [sealed] if lost else latest
             if disturbed:
                 expected = [*expected, sealed]
             if not among(inside, expected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import hashlib
 import io
@@ -72,6 +73,7 @@ class Walk:
         self.engine = engine
         self.faults = faults
         self.place = Owned(box, UID, UID)
+        self.install()
         self.put_on_disk()
         self.name = self.place.name  # of the container, in config.yaml
         self.place.init("network.mtu: 'off'", "sync.interval: 4")
@@ -86,6 +88,14 @@ class Walk:
         self.counts: Counter[str] = Counter()
         self.number = 0
         self.begin("")
+
+    def install(self) -> None:
+        """Have the tool as an installation has it: compiled once, and started by a line that imports it."""
+        folder = self.place.tool.parent
+        for place in (folder, self.place.home.parent / "libraries"):
+            compileall.compile_dir(place, quiet=1)
+        (folder / "__main__.py").write_text("from tazpod import program\n\nprogram()\n")
+        self.place.argv[-1] = str(folder)
 
     def put_on_disk(self) -> None:
         """Give the project a small disk of its own, so that it can be full."""
@@ -102,15 +112,15 @@ class Walk:
 
     def container(self) -> dict[str, object]:
         """What the engine says of the container; {} for none."""
-        found = json.loads(sh("docker", "inspect", self.place.name, check=False) or "[]")
-        return dict(found[0]["State"]) if found else {}
+        return dict(self.engine.asked(f"/containers/{self.place.name}/json").get("State", {}))
 
     def find_container(self) -> None:
         """Learn what the container is called: after a replacing that was cut off it has another name."""
-        names = sh("docker", "ps", "-a", "--format", "{{.Names}}").split()
-        self.place.name = min(
-            (name for name in names if name.startswith(self.name)), key=len, default=self.name
-        )
+        names = []
+        for container in self.engine.asked("/containers/json?all=1"):
+            names += [name.lstrip("/") for name in container["Names"]]
+        ours = (name for name in names if name.startswith(self.name))
+        self.place.name = min(ours, key=len, default=self.name)
 
     def running_since(self) -> str:
         """When the container was started; '' for one that does not run."""
