@@ -1,13 +1,16 @@
 """A project on a real engine, and the person who sits in front of it.
 
-What is driven is the command line itself: a copy of tazpod.py, alone in a folder, on a
-pseudo-terminal or off one.
+What is driven is the command line itself, on a pseudo-terminal or off one: a copy of tazpod.py in a
+folder, started as pip starts what it has installed, so that Python does not compile it at each word.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import os
+import py_compile
 import re
 import secrets
 import shlex
@@ -150,6 +153,14 @@ class Terminal:
             self.child.close(force=True)
 
 
+@functools.cache
+def compiled_tool() -> str:
+    """The tool as Python compiles it; it counts for every copy that has the tool's time and size."""
+    folder = tempfile.mkdtemp(prefix="tazpod-test-")
+    atexit.register(shutil.rmtree, folder)
+    return py_compile.compile(tazpod.__file__, f"{folder}/tazpod.pyc", doraise=True)
+
+
 class Place:
     """A project folder of its own, with a home and a copy of the tool beside it."""
 
@@ -157,7 +168,7 @@ class Place:
         self.box, self.folder, self.home = box, box / folder, box / "home"
         self.tool = box / "tool" / "tazpod.py"
         self.name = unique()
-        self.argv = [sys.executable, str(self.tool)]
+        self.argv = [sys.executable, str(self.tool.parent)]
         self.env = {
             name: value
             for name, value in os.environ.items()
@@ -168,7 +179,11 @@ class Place:
         self.images: list[str] = []
         for path in (self.folder, self.home, self.tool.parent):
             path.mkdir()
-        shutil.copy(tazpod.__file__, self.tool)
+        shutil.copy2(tazpod.__file__, self.tool)
+        compiled = Path(importlib.util.cache_from_source(str(self.tool)))
+        compiled.parent.mkdir()
+        shutil.copy(compiled_tool(), compiled)
+        (self.tool.parent / "__main__.py").write_text("from tazpod import program\n\nprogram()\n")
 
     def init(self, *options: str, image: str = IMAGE) -> Place:
         """`tazpod init` with the image of the tests; each option is a line for config.yaml."""
@@ -376,7 +391,7 @@ class Owned(Place):
         libraries = box / "libraries"
         for module in (plumbum, yaml):
             source = Path(module.__file__).parent
-            shutil.copytree(source, libraries / source.name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+            shutil.copytree(source, libraries / source.name, ignore=shutil.ignore_patterns("*.so"))
         extra = importlib.util.find_spec("typing_extensions")  # plumbum wants it on older Pythons
         if extra and extra.origin:
             shutil.copy(extra.origin, libraries)
@@ -393,7 +408,7 @@ class Owned(Place):
         user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", *groups]
         if uid == os.geteuid():
             user = []
-        self.argv = [*user, os.path.realpath(sys.executable), str(self.tool)]
+        self.argv = [*user, os.path.realpath(sys.executable), str(self.tool.parent)]
 
 
 @pytest.fixture

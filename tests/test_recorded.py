@@ -230,7 +230,7 @@ def path_pattern(template: str) -> re.Pattern[str]:
 
 def is_tool(words: Sequence[str]) -> bool:
     """Whether a process is tazpod, on the host or in the container."""
-    return "python" in words[0] and any("tazpod.program()" in word or "/tazpod.py" in word for word in words)
+    return "python" in words[0] and any("tazpod.program()" in w or w.endswith("/tool") for w in words)
 
 
 # What the kernel starts for a script, and the scripts.

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 
@@ -73,11 +74,26 @@ class Engine:
     def asked(self, path: str) -> Any:
         """What it answers to a question about its containers, by its socket: docker's client costs more."""
         with socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(300)
             channel.connect(f"{self.box}/docker.sock")
             connection = http.client.HTTPConnection("localhost")
             connection.sock = channel
             connection.request("GET", path)
             return json.load(connection.getresponse())
+
+    def unpause(self, name: str) -> None:
+        """Let a container that was paused go on.
+
+        An engine may hang at that, when it was just starting a program in it (Docker 20.10 does): then the
+        kernel is told.
+        """
+        found = self.asked(f"/containers/{name}/json")
+        client = subprocess.Popen(["docker", "unpause", name], stdout=DEVNULL, stderr=DEVNULL)
+        try:
+            client.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            Path(f"/sys/fs/cgroup/freezer/docker/{found['Id']}/freezer.state").write_text("THAWED")
+            client.wait(timeout=60)
 
     def kill(self) -> None:
         """As a crash does, or the kernel when memory is short: the containers live on, with nobody to ask."""

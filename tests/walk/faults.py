@@ -91,7 +91,7 @@ class Disturbance:
         elif how == "pause":
             sh("docker", "pause", self.place.name, check=False)
             time.sleep(0.5)
-            sh("docker", "unpause", self.place.name, check=False)
+            self.engine.unpause(self.place.name)
         else:
             options = [] if how == "kill" else ["-t", "0"]
             sh("docker", how, *options, self.place.name, check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import contextlib
 import hashlib
 import io
@@ -73,7 +72,6 @@ class Walk:
         self.engine = engine
         self.faults = faults
         self.place = Owned(box, UID, UID)
-        self.install()
         self.put_on_disk()
         self.name = self.place.name  # of the container, in config.yaml
         self.place.init("network.mtu: 'off'", "sync.interval: 4")
@@ -88,14 +86,6 @@ class Walk:
         self.counts: Counter[str] = Counter()
         self.number = 0
         self.begin("")
-
-    def install(self) -> None:
-        """Have the tool as an installation has it: compiled once, and started by a line that imports it."""
-        folder = self.place.tool.parent
-        for place in (folder, self.place.home.parent / "libraries"):
-            compileall.compile_dir(place, quiet=1)
-        (folder / "__main__.py").write_text("from tazpod import program\n\nprogram()\n")
-        self.place.argv[-1] = str(folder)
 
     def put_on_disk(self) -> None:
         """Give the project a small disk of its own, so that it can be full."""
@@ -205,12 +195,14 @@ class Walk:
         script = (
             f"umask 077; mkdir -p ~/secrets/d; cat > {path}.new && sync {path}.new && mv {path}.new {path}"
         )
-        tree = {**self.model.now, name: digest_of(content)}
+        left = f"{name}.new"  # by a write that was cut off, and written over by this one
+        others = {other: digest for other, digest in self.model.now.items() if other != left}
+        tree = {**others, name: digest_of(content)}
         self.note(f"{name}, {len(content)} bytes")
         if self.inside(f"({script})", content):
             self.model.timeline.append(tree)
         else:
-            self.model.may_be += [tree, {**tree, f"{name}.new": ""}, {**self.model.now, f"{name}.new": ""}]
+            self.model.may_be += [tree, {**tree, left: ""}, {**self.model.now, left: ""}]
 
     def step_delete(self) -> None:
         """A file goes."""
@@ -380,7 +372,7 @@ class Walk:
         """All of it."""
         self.find_container()
         if self.container().get("Status") == "paused":
-            sh("docker", "unpause", self.place.name)
+            self.engine.unpause(self.place.name)
         living = [shell for shell in self.shells if shell.child.isalive()]
         for shell in self.shells:
             if shell not in living:
