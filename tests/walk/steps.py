@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 import pexpect
 from engine import Engine, sh
 from enginelib import SECRETS, Owned, Terminal
-from faults import KINDS, Disturbance
+from faults import KINDS, Disturbance, victims
 from model import Model, Tree, Violation
+
+from tazpod import GUARD_WORD
 
 PATIENCE = 20.0  # seconds within which what must happen by itself has happened
 UID = 1000
@@ -126,6 +128,10 @@ class Walk:
             table = Path(f"/proc/{state['Pid']}/mountinfo").read_text()
             return any(line.split()[4] == SECRETS for line in table.splitlines())
         return False
+
+    def words_inside(self) -> list[int]:
+        """The words that are at work in the container: one whose host side was killed goes on there."""
+        return victims(self.place, rf"^python3 -Esc.*tazpod\.program\(\) (?!{GUARD_WORD})")
 
     def read_open(self) -> Tree:
         """The files of the open vault, read by root through the container's first process."""
@@ -373,6 +379,8 @@ class Walk:
         self.find_container()
         if self.container().get("Status") == "paused":
             self.engine.unpause(self.place.name)
+        if self.disturbed:
+            self.eventually(lambda: not self.words_inside(), "the words in the container ended")
         living = [shell for shell in self.shells if shell.child.isalive()]
         for shell in self.shells:
             if shell not in living:
@@ -382,8 +390,7 @@ class Walk:
         if self.ended_last:
             if self.disturbed:  # whoever was killed at the same moment, the next word makes well
                 self.word("up")
-            # An unlock that a container got which was started after them is of nobody's session.
-            if not (self.kind == "unlock" and self.running_since() != self.born):
+            if not self.opened_by_unlock():
                 self.eventually(lambda: not self.mounted(), "locked after the last session")
         born = self.running_since()
         reborn = born != self.born  # and what was in RAM is lost
@@ -396,6 +403,11 @@ class Walk:
         self.check_disk()
         if self.number % 10 == 0 and not self.model.open and self.born:
             self.check_locked()
+
+    def opened_by_unlock(self) -> bool:
+        """Whether this step is an unlock that opened it when the sessions had gone: it is of none of them."""
+        opened = "is open at" in self.said or self.running_since() != self.born
+        return self.kind == "unlock" and opened
 
     def look(self) -> tuple[Tree | None, Tree | None]:
         """What is sealed, and what is open; both as they are at one moment, while a guard may be at work."""
