@@ -537,22 +537,36 @@ def plain(text: str) -> str:
     return shown
 
 
+TOLD_LIMIT = 300  # characters of one text of others
+# What a terminal shows as a space, or as nothing, although it can be printed.
+BLANK = "[ \u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0]"
+
+
+def brief(text: str) -> str:
+    """Words of others as they stand within a line of ours: with single spaces, and never long.
+
+    A terminal breaks a long line, and what follows many spaces would stand in a row of its own.
+    """
+    return re.sub(f"{BLANK}+", " ", text)[:TOLD_LIMIT]
+
+
 def quoted(*words: str) -> str:
     """Words as a shell takes them.
 
-    What cannot be printed stands there as $'...', which bash and zsh read.  So whoever pastes the text
-    has read all that the shell is given.
+    What cannot be printed, and spaces where many stand together, are written out in $'...', which bash and
+    zsh read.  So whoever pastes the text has read all that the shell is given.
     """
     shown = []
     for word in words:
-        if word.isprintable():
+        blank = re.sub(f"{BLANK}+", " ", word) != word
+        if word.isprintable() and not blank:
             shown.append(shlex.quote(word))
             continue
         text = ""
         for character in word:
             if character in "\\'":
                 text += f"\\{character}"
-            elif character.isprintable():
+            elif character.isprintable() and not (blank and re.match(BLANK, character)):
                 text += character
             else:
                 data = character.encode("utf-8", "surrogatepass")
@@ -824,11 +838,11 @@ def error_line(text: str) -> str:
         if re.match(ASIDE, line):
             continue
         if re.match(ERROR_WORD, line):
-            return line.removeprefix("tazpod: error: ")
+            return brief(line.removeprefix("tazpod: error: "))
         usage = usage or line.lower().startswith("usage:")
         if not usage:  # how to call it is told after what was wrong with the call
             said = line
-    return said
+    return brief(said)
 
 
 class Result(NamedTuple):
@@ -1434,12 +1448,14 @@ def _kind_of(node: Any) -> str:
 def _text_of(node: Any) -> str:
     if node.id != "scalar":
         raise ValueError("must be text")
+    if re.search("[\ud800-\udfff]", node.value):  # YAML's \uD800: no file, argument or terminal takes it
+        raise ValueError("holds a character that is none")
     return str(node.value)
 
 
 def _legal(key: Key, text: str) -> str:
     if key.pattern and not re.fullmatch(key.pattern, text):
-        raise ValueError(f"{text!r} is not a legal value")
+        raise ValueError(f"{brief(text)!r} is not a legal value")
     return text
 
 
@@ -1450,7 +1466,7 @@ def _read_text(key: Key, node: Any) -> str:
     as_written = key.pattern == MTU or (kind == "int" and key.field.endswith("_id"))  # mostly without quotes
     if kind in ("mapping", "sequence") or not (kind == "str" or as_written):
         raise ValueError("must be text")
-    return _legal(key, node.value)
+    return _legal(key, _text_of(node))
 
 
 def _read_flag(key: Key, node: Any) -> bool:
@@ -1526,7 +1542,7 @@ def _settings(text: str, where: Path) -> Iterator[tuple[str, Any]]:
 def _unknown(name: str) -> str:
     import difflib
 
-    text = f"unknown key {name}"
+    text = f"unknown key {brief(name)}"
     for near in difflib.get_close_matches(name, KEYS, n=1):
         text += f"; did you mean {near}?"
     return text
@@ -1859,6 +1875,24 @@ def open_regular(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
         return os.open(f"/proc/self/fd/{seen}", flags)
 
 
+def all_below(folder: Path) -> Iterator[Path]:
+    """What lies below a folder on its file system, each folder before what is in it.
+
+    Without recursion, as others may nest folders as deep as they like; what cannot be read is passed over.
+    """
+    folders = [folder]
+    while folders:
+        found: list[Path] = []
+        with contextlib.suppress(OSError):
+            found = list(folders.pop().iterdir())
+        for path in found:
+            yield path
+            with contextlib.suppress(OSError):
+                info = path.lstat()
+                if stat.S_ISDIR(info.st_mode) and info.st_dev == folder.lstat().st_dev:
+                    folders.append(path)
+
+
 def must_be_regular(info: os.stat_result) -> None:
     """OSError unless this is of a regular file."""
     if stat.S_ISLNK(info.st_mode):
@@ -1885,6 +1919,8 @@ def read_shared(path: Path, owners: Collection[int] = ()) -> bytes:
         if owners:
             refuse_strangers(path, os.fstat(file.fileno()).st_uid, owners)
         data = file.read(SHARED_LIMIT + 1)
+    if data is None:  # /proc has files that have nothing to give just now
+        raise OSError(errno.EAGAIN, "gives nothing", str(path))
     if len(data) > SHARED_LIMIT:
         raise OSError(errno.EFBIG, "is too large for what it is", str(path))
     return data
@@ -2462,9 +2498,9 @@ def refuse_strangers(path: Path, owner: int, owners: Collection[int]) -> None:
     """Refuse a file of another user: whoever may write it decides what is run here."""
     if owner in owners:
         return
-    hint = f"if what it says is right: sudo chown {os.geteuid()} {quoted(str(path))}"
+    hint = f"if what it says is right: sudo chown -h {os.geteuid()} {quoted(str(path))}"
     if path.name == ENVELOPE:
-        hint = "tazpod init starts a project of your own in this folder"
+        hint = f"tazpod init starts a project of your own in a folder that has no {ENVELOPE} yet"
     if os.geteuid() == 0:
         hint = "if it is to be yours as well: tazpod trust"
     what = f"{path}: belongs to {user_name(owner)}, and you are {user_name(os.geteuid())}"
@@ -3253,17 +3289,20 @@ def parse_inspect(config: Config, result: Result) -> tuple[Container | None, str
         raise engine_error(result)
     container = None
     image = ""
+    others = 0  # an image, a volume, a network, which may have the container's name
     try:
         for item in json.loads(result.out):
-            if "State" in item:
+            if isinstance(item.get("State"), dict):
                 container = container or container_of(item)
-            elif "RootFS" in item:
+                continue
+            others += 1
+            if "RootFS" in item:
                 image = item["Id"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
     if config.image.lower() in missing:
         image = ""
-    if container is None and config.container_name.lower() not in missing:
+    if container is None and config.container_name.lower() not in missing and others + len(missing) < 2:
         raise TazpodError("the engine gave an answer that makes no sense to inspect")
     return container, image
 
@@ -4110,14 +4149,15 @@ def set_up_in_pod(made: Mapping[str, Any], links: Sequence[str]) -> None:
 
 
 def fit_ids(account: pwd.struct_passwd) -> tuple[int, int]:
-    """Give the operator the ids of whom the project belongs to, and the home with them; the ids."""
+    """Give the operator the ids of whom the envelope belongs to, and the home with them; the ids."""
     # Seen as the operator, since some engines show every file as owned by whoever looks.
     uid = account.pw_uid
     gid = account.pw_gid
     with acting_as(uid, gid), contextlib.suppress(OSError):
-        owner = os.stat(WORKSPACE)
-        uid = owner.st_uid
-        gid = owner.st_gid
+        for place in (WORKSPACE, f"{WORKSPACE}/{ENVELOPE}"):  # the first where nobody else may enter it
+            owner = os.lstat(place)
+            uid = owner.st_uid
+            gid = owner.st_gid
     if uid == account.pw_uid:
         return uid, gid
     passwd = Path("/etc/passwd")
@@ -4728,14 +4768,9 @@ def empty_held(device: int) -> dict[int, str]:
 def empty_tree(root: Path, device: int) -> list[str]:
     """Empty every file of a device below a folder, also those that may not be changed; which would not be."""
     left = []
-    for folder, folders, names in os.walk(root):
-        if _device_of(Path(folder)) != device:
-            folders.clear()
-            continue
-        for name in names:
-            path = Path(folder, name)
-            if not empty_file(path, device, os.O_NOFOLLOW):
-                left.append(str(path))
+    for path in all_below(root):
+        if not empty_file(path, device, os.O_NOFOLLOW):
+            left.append(str(path))
     return left
 
 
@@ -4803,7 +4838,7 @@ def check_folder(vault: Vault) -> None:
     if info.st_uid != os.geteuid():
         raise VaultError(
             f"{folder}: belongs to user {info.st_uid}, not to {os.geteuid()}",
-            f"chown -R {os.geteuid()} the folder, on the host",
+            "tazpod doctor, on the host, tells how to mend that",
         )
     if stat.S_IMODE(info.st_mode) != 0o700:
         set_mode(folder, 0o700)
@@ -5151,7 +5186,7 @@ def unreadable(path: str, error: OSError) -> VaultError:
     if error.errno == errno.EACCES:
         hint = f"chmod u+rX {quoted(path)}"
         if os.lstat(path).st_uid != os.geteuid():
-            hint = f"sudo chown {os.geteuid()} {quoted(path)}; {hint}"
+            hint = f"sudo chown -h {os.geteuid()} {quoted(path)}; {hint}"
     return VaultError(f"{path}: {error.strerror}", hint)
 
 
@@ -6051,7 +6086,7 @@ def aws_error(result: Result, what: str) -> StorageError:
     code = error_code(result)
     if code in LOGIN_CODES or any(sign in result.err.lower() for sign in LOGIN_SIGNS):
         return StorageError(f"{what}: the login has expired, or there is none", LOGIN_HINT, code)
-    reason = without_tokens(error_line(result.err)) or f"aws status {result.code}"
+    reason = error_line(without_tokens(result.err)) or f"aws status {result.code}"
     if "recursion" in reason or code in REDIRECT_CODES or reason == "'Message'":
         return StorageError(
             f"{what}: the storage sends us elsewhere, and never arrives", ELSEWHERE_HINT, code
@@ -7763,7 +7798,12 @@ def init_project(project: Path, image: str = "", name: str = "") -> None:
     for value, pattern, flag in ((image, IMAGE_NAME, "--image"), (name, CONTAINER_NAME, "--name")):
         if value and not re.fullmatch(pattern, value):
             raise UsageError(f"{flag}: no engine accepts {value!r}")
+    owners = {os.lstat(project).st_uid, os.geteuid()}  # root makes what is missing as that owner
+    if os.path.lexists(project / ENVELOPE):
+        owners = owners_of(project)
     private_folder(project / ENVELOPE)
+    if not OPTIONS.dry_run:
+        refuse_strangers(project / ENVELOPE, os.lstat(project / ENVELOPE).st_uid, owners)
     private_folder(project / ENVELOPE / "vault")
     remember_project(project)
     image = image or DEFAULT_IMAGE
@@ -7929,6 +7969,44 @@ def name_in_home(path: str, home: Path) -> str:
     return name
 
 
+def digest_of_names(folder: Path, names: Sequence[str]) -> str:
+    """A digest of some of what lies in a folder, with all below it: as `survey` makes one of the vault."""
+    walk = Walk(folder)
+    walk.pending = []
+    for name in names:
+        walk.take_in(os.fsencode(name))
+    while walk.pending:
+        walk.look_into(walk.pending.pop())
+    return str(walk.digest.hexdigest())
+
+
+def adopt_into_vault(vault: Vault, names: Sequence[str]) -> None:
+    """Move what the envelope has of some folders into the open vault.
+
+    The vault is in RAM alone, so nothing leaves the disk before it was copied, sealed and compared.
+    """
+    for name in names:
+        kept = Path(WORKSPACE, ENVELOPE, name)
+        if mounted_at(vault.home / name) is None or not is_open(vault):
+            raise VaultError(f"~/{name}: is not shown by an open vault", "tazpod lock, then tazpod unlock")
+        if kept.is_symlink() or not kept.is_dir():
+            raise TazpodError(f"{kept}: is no folder, so there is nothing to move")
+        target = vault.mount / name
+        moved = os.listdir(kept)
+        twice = {*moved} & {*os.listdir(target)}
+        # A move that was cut off has left the same on both sides.
+        if twice and (twice != {*moved} or digest_of_names(kept, moved) != digest_of_names(target, moved)):
+            raise TazpodError(f"{kept} and {target} hold the same names", "move one of them away")
+        succeed(["cp", "-a", "-n", "-T", "--", str(kept), str(target)], f"{kept} could not be copied")
+    save_and_say(vault)
+    for name in names:
+        kept = Path(WORKSPACE, ENVELOPE, name)
+        moved = os.listdir(kept)
+        if not OPTIONS.dry_run and digest_of_names(kept, moved) != digest_of_names(vault.mount / name, moved):
+            raise TazpodError(f"{kept} changed while it was moved", "end what writes there, then again")
+        succeed(["rm", "-r", "-f", "--", str(kept)], f"{kept} could not be removed")
+
+
 def cmd_adopt(args: argparse.Namespace) -> int:
     """move files or folders of the home to where they outlive the container"""
     config = the_project()
@@ -7937,15 +8015,14 @@ def cmd_adopt(args: argparse.Namespace) -> int:
         config, _ = ensure_up(config)
         return pod_command(config, ["adopt", *names])
     home = Path(config.home)
-    for name in [name_in_home(path, home) for path in args.paths]:
+    names = [name_in_home(path, home) for path in args.paths]
+    bound = [name for name in names if name in config.binds]
+    if bound:
+        adopt_into_vault(pod_vault(config), bound)
+    for name in names:
         place = home / name
         kept = Path(WORKSPACE, ENVELOPE, name)
-        if name in config.binds:
-            if mounted_at(place) is None:
-                raise VaultError(
-                    f"~/{name}: is not shown by an open vault", "tazpod lock, then tazpod unlock"
-                )
-            move_into(kept, place)
+        if name in bound:
             progress(f"~/{name} is in the vault now, and no longer in {ENVELOPE}/")
         elif name not in config.links:
             line = json.dumps([*config.identity, name], ensure_ascii=False)  # it stands for the whole list
@@ -9027,7 +9104,6 @@ FACT_WORDS: dict[str, tuple[str, ...]] = {
     "identity_kind": ("none", "login", "vault", "environment"),
 }
 MAYBE_UNKNOWN = ("vault_open", "vault_unsaved")  # null there says that nobody could tell
-TOLD_LIMIT = 300  # characters of one text of the container's
 
 
 def told_facts(told: Any) -> dict[str, Any]:
@@ -9051,9 +9127,9 @@ def told_facts(told: Any) -> dict[str, Any]:
         if type(value) is int:
             legal = legal and 0 <= value < LARGEST
         if not legal or value not in FACT_WORDS.get(name, (value,)):
-            raise makes_no_sense(f"{name} is {str(value)[:TOLD_LIMIT]!r}")
+            raise makes_no_sense(f"{name} is {brief(str(value))!r}")
         if isinstance(value, str):
-            value = value[:TOLD_LIMIT]
+            value = brief(value)
         known[name] = value
     if known["vault_open"]:
         known.setdefault("vault_unsaved", None)  # not said to be saved unless the pod has looked
@@ -9340,8 +9416,8 @@ def told_checks(told: Any) -> Iterator[Check]:
     for item in told[:CHECK_LIMIT]:
         texts = isinstance(item, list) and len(item) == 4 and all(isinstance(text, str) for text in item)
         if not texts or item[0] not in LEVELS:
-            raise makes_no_sense(f"{str(item)[:TOLD_LIMIT]!r} is no check")
-        level, name, what, fix = (text[:TOLD_LIMIT] for text in item)
+            raise makes_no_sense(f"{brief(str(item))!r} is no check")
+        level, name, what, fix = map(brief, item)
         if fix:
             fix = f"the container suggests: {fix}"
         yield Check(level, name, what, fix)
@@ -9376,10 +9452,13 @@ def check_owners(config: Config) -> Iterator[Check]:
     """What in the envelope belongs to somebody else, or may be read by others."""
     envelope = config.project / ENVELOPE
     vault = host_vault(config).folder
-    owner = os.stat(config.project)
-    for path in (envelope, *envelope.iterdir(), *vault.rglob("*")):
-        info = path.lstat()
-        name = path.relative_to(config.project)
+    owner = os.lstat(envelope)
+    for path in (envelope, *envelope.iterdir(), *all_below(vault)):
+        try:
+            info = path.lstat()
+        except OSError:  # gone meanwhile, or nested too deep to be named
+            continue
+        name = brief(str(path.relative_to(config.project)))
         if info.st_uid != owner.st_uid:
             what = f"{name}: belongs to user {info.st_uid}, not to {owner.st_uid}"
             # Of the whole envelope: on the way to one file a folder could be exchanged for a link.

@@ -646,6 +646,24 @@ def test_a_tag_that_lies_is_wrong_usage(name, value):
         parsed(text)
 
 
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ('shell: "/\\ud800"', "shell"),
+        ('image: "\\udcff"', "image"),
+        ('env: {A: "\\ud800"}', "env"),
+        ('env: {"\\ud800": x}', "env"),
+        ('docker: {args: [x, "\\udfff"]}', "docker.args"),
+        ('build: {context: "\\ud800"}', "build.context"),
+    ],
+)
+def test_a_character_that_is_none_is_wrong_usage(text, name):
+    """Only the reader of long texts takes it."""
+    with pytest.raises(tazpod.UsageError, match=f":3: {name}: holds a character that is none"):
+        parsed(f"#{'x' * 9000}\n\n{text}\n")
+    assert parse_config(f'#{"x" * 9000}\n"\\ud800": x\n', PROJECT)[0] == parsed("")
+
+
 @pytest.mark.parametrize("piece", ["[", "- ", "{a: "])
 @pytest.mark.parametrize("size", [8000, 400_000])
 def test_a_config_nested_too_deep_is_no_crash(piece, size, tmp_path):

