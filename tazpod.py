@@ -390,7 +390,7 @@ fi
     rf"""if [[ $PPID = 0 && ( $- = *i* || -n ${{TAZPOD_CLAIM-}} ) ]]; then
   __tazpod_due=()
   for __tazpod_lease in /workspace/.tazpod/run/*.{SHELL_DUE}; do
-    [[ -e $__tazpod_lease && ! -e ${{__tazpod_lease%.{SHELL_DUE}}}.{CLAIM_KIND} ]] || continue
+    [[ -f $__tazpod_lease && ! -e ${{__tazpod_lease%.{SHELL_DUE}}}.{CLAIM_KIND} ]] || continue
     __tazpod_due+=("$__tazpod_lease")
   done
   for __tazpod_lease in "${{__tazpod_due[@]}}"; do
@@ -433,7 +433,7 @@ CLAIM = (
     'read -r self < "/proc/$$/stat"; (umask 077; echo "$self" > "$0") 2> /dev/null; '
     f". {POD_TOOL}/bashrc; "
     f'for lease in "${{0%{CLAIM_KIND}}}"{{{LEASE},{VISIT}}}; do '
-    '[ ! -e "$lease" ] || __tazpod_take "$lease"; done; line=$1; shift; '
+    '[ ! -f "$lease" ] || __tazpod_take "$lease"; done; line=$1; shift; '
     '__tazpod_with "$@" || exit; exec bash -lc "$line"'
 )
 
@@ -1758,6 +1758,7 @@ def make_folders(root: Path, name: str) -> bool:
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_IN_PLACE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo waits for nobody
 
 
 @contextlib.contextmanager
@@ -1998,11 +1999,13 @@ def set_owner(path: Path, uid: int, gid: int) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, with its times."""
+    """Copy a regular file into a new one."""
     import shutil
 
-    if not would(f"write {target}"):
-        shutil.copy2(source, target)
+    if would(f"write {target}"):
+        return
+    with os.fdopen(open_shared(source), "rb") as old, os.fdopen(create_file(target), "wb") as new:
+        shutil.copyfileobj(old, new)
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -2023,7 +2026,7 @@ def write_in_place(path: Path, data: bytes) -> None:
     """Write over the beginning of a file, which needs no room on a disk that is full."""
     if would(f"write {path}"):
         return
-    with closing(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as fd:
+    with closing(os.open(path, _IN_PLACE, 0o600)) as fd:
         os.pwrite(fd, data, 0)
 
 
@@ -5254,7 +5257,8 @@ class Walk:
         self.files += 1
         self.size += info.st_size
         self.largest = max(self.largest, (info.st_size, os.fsdecode(name)))
-        with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+        # Not to wait, should it be a fifo by now.
+        with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
             content = digest_data(fd, info.st_size)
         if info.st_nlink > 1:
             content += self.first_name.setdefault(info.st_ino, name)
@@ -5280,8 +5284,9 @@ def survey(root: Path) -> Tree:
 
 
 def read_state(root: Path) -> dict[str, str]:
-    """What is known of an open vault: the digests `tree` and `sealed` of the last save; or nothing.
+    """What is known of an open vault, or nothing: the digests `tree` and `sealed` of the last save.
 
+    `stamp` is of that sealed file, `format` is there once we have written it, and not Go TazPod.
     While a save replaces the sealed file, `next_tree` and `next_sealed` are those that come into force by it.
     """
     return {str(key): str(value) for key, value in read_json(root / STATE_FILE).items()}
@@ -5299,14 +5304,29 @@ def settled_state(vault: Vault, on_disk: str) -> dict[str, str]:
     """
     state = read_state(vault.mount)
     if on_disk and on_disk == state.get("next_sealed"):
-        state = {"tree": state.get("next_tree", ""), "sealed": on_disk}
+        state = {"tree": state.get("next_tree", ""), "sealed": on_disk, "format": "openpgp"}
         write_state(vault.mount, state)
     return state
+
+
+def stamp_of(info: os.stat_result) -> str:
+    """What tells cheaply that a sealed file may be another than before."""
+    return f"{info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
 
 
 def is_unsaved(root: Path) -> bool:
     """Whether an open vault, in its place or on TRANSIT, is other than what was sealed last."""
     return survey(root).digest != read_state(root).get("tree")
+
+
+def is_unsealed(vault: Vault) -> bool:
+    """Whether no sealed file here holds the open vault: it has changed, or that file has."""
+    state = read_state(vault.mount)
+    tree = survey(vault.mount)
+    with contextlib.suppress(OSError):
+        if tree.digest == state.get("tree") and stamp_of(look_at(vault.sealed)) == state.get("stamp"):
+            return False
+    return not is_sealed(vault, tree, state, sealed_digest(vault))
 
 
 def settled_passphrase(vault: Vault, on_disk: str) -> bytes:
@@ -5317,12 +5337,12 @@ def settled_passphrase(vault: Vault, on_disk: str) -> bytes:
     """
     upcoming = vault.mount / NEXT_FILE
     with contextlib.suppress(FileNotFoundError):
-        digest, _, passphrase = upcoming.read_bytes().partition(b"\n")
-        if digest.decode() == on_disk:
+        digest, _, passphrase = read_shared(upcoming).partition(b"\n")
+        if digest == on_disk.encode():
             write_whole(vault.mount / PASSPHRASE_FILE, passphrase)
         remove_file(upcoming)
     try:
-        data = (vault.mount / PASSPHRASE_FILE).read_bytes()
+        data = read_shared(vault.mount / PASSPHRASE_FILE)
     except OSError:
         raise VaultError(
             f"{vault.mount}: holds no finished unlock, so it cannot be saved",
@@ -5408,8 +5428,9 @@ def unpack(vault: Vault, sealed: int | None, passphrase: bytes, ram: int) -> tup
     tree = survey(root)
     write_whole(root / PASSPHRASE_FILE, passphrase)
     state = {}
-    if digest:
-        state = {"tree": tree.digest, "sealed": digest}
+    if sealed is not None:
+        state = {"tree": tree.digest, "sealed": digest, "stamp": stamp_of(os.fstat(sealed))}
+        state["format"] = format_name(os.pread(sealed, 16, 0))
     write_state(root, state)
     return tree, len(listing.splitlines())
 
@@ -5625,6 +5646,7 @@ def replace_sealed(
         write_state(vault.mount, {**state, "next_tree": tree.digest, "next_sealed": digest})
         rename_file(temporary, SEALED_NAME)
         sync_folder(vault.folder)
+        stamp = stamp_of(os.fstat(fd))
     except BaseException:
         with contextlib.suppress(OSError):
             remove_file(temporary)
@@ -5632,7 +5654,8 @@ def replace_sealed(
     finally:
         os.close(fd)
     settled_passphrase(vault, digest)  # the upcoming one is in force now
-    write_state(vault.mount, {"tree": tree.digest, "sealed": digest})
+    known = {"tree": tree.digest, "sealed": digest, "format": "openpgp", "stamp": stamp}
+    write_state(vault.mount, known)
     write_whole(vault.marker, b"")
     prune_history(vault)
     return tree
@@ -5644,7 +5667,7 @@ def is_sealed(vault: Vault, tree: Tree, state: Mapping[str, str], on_disk: str) 
         return False
     if on_disk == state.get("sealed"):
         return True
-    return any(digest_of_sealed(version) == state.get("sealed") for version in versions(vault))
+    return is_version(vault, state.get("sealed", ""))
 
 
 def must_fit(vault: Vault, tree: Tree) -> None:
@@ -5662,9 +5685,14 @@ def must_fit(vault: Vault, tree: Tree) -> None:
 
 def replaces_go(vault: Vault, always: bool) -> bool:
     """Whether a save would replace a file that Go TazPod wrote; `always`: also when nothing changed."""
-    if not is_open(vault) or not sealed_digest(vault) or sealed_is_native(vault):
+    return is_open(vault) and go_is_sealed(vault) and (always or is_unsealed(vault))
+
+
+def go_is_sealed(vault: Vault) -> bool:
+    """Whether the open vault is one that Go TazPod sealed: not what lies in the place of a file of ours."""
+    if not sealed_digest(vault) or sealed_is_native(vault):
         return False
-    return always or is_unsaved(vault.mount)
+    return read_state(vault.mount).get("format") != "openpgp"
 
 
 def seal_and_prove(vault: Vault, tree: Tree, passphrase: bytes, fd: int) -> Tree:
@@ -5739,7 +5767,8 @@ def link_or_copy(path: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:
-        write_whole(target, path.read_bytes())
+        with closing(open_sealed_file(path)) as fd:
+            write_whole(target, read_back(fd))
     if target.parent.is_dir():
         sync_folder(target.parent)
 
@@ -5749,7 +5778,7 @@ def keep_version(vault: Vault) -> None:
     if not sealed_digest(vault):
         return
     add_version(vault, vault.sealed)
-    if not sealed_is_native(vault):
+    if go_is_sealed(vault):
         link_or_copy(vault.sealed, vault.folder / GO_NAME)
 
 
@@ -5769,6 +5798,15 @@ def versions(vault: Vault) -> list[Path]:
     )
 
 
+def is_version(vault: Vault, digest: str) -> bool:
+    """Whether the history holds a file with this digest; what cannot be read there is no version."""
+    for path in versions(vault):
+        with contextlib.suppress(VaultError, OSError):
+            if digest_of_sealed(path) == digest:
+                return True
+    return False
+
+
 def kept_files(vault: Vault) -> dict[str, Path]:
     """What is kept beside the sealed file, by name: the versions, and the file that Go TazPod wrote."""
     found = {path.name[: -len(".tar.aes")]: path for path in versions(vault)}
@@ -5778,8 +5816,8 @@ def kept_files(vault: Vault) -> dict[str, Path]:
 
 
 def prune_history(vault: Vault) -> None:
-    """Forget all but the `keep` versions that were added last."""
-    for path in versions(vault)[: -vault.keep or None]:
+    """Forget all but the `keep` versions that were added last; never the one that a save has just added."""
+    for path in versions(vault)[: -max(1, vault.keep)]:
         remove_file(path)
 
 
@@ -5849,6 +5887,7 @@ def destroy_vault(vault: Vault) -> list[str]:
 # `aws s3api`, in the pod.  A push says which version it replaces (If-Match, RFC 9110 section
 # 13.1), so two machines never overwrite each other.
 
+KEY_HINT = "write the key of AWS into it, or take it away"
 KEYS_PROFILE = "tazpod-vault-keys"  # the name under which aws sees the keys of an open vault
 CALL_LIMIT = 90.0  # seconds for one call of aws, its own retries included
 READ_LIMIT = 20.0  # seconds of silence before aws gives up, and tries again
@@ -5975,7 +6014,9 @@ def show_caches(home: Path, own: Path) -> None:
 
     if OPTIONS.dry_run:
         if own.is_relative_to("/dev/shm"):
-            shutil.copytree(home / ".aws/sso/cache", own / "sso/cache")  # aws may renew what it finds
+            shutil.copytree(
+                home / ".aws/sso/cache", own / "sso/cache", symlinks=True
+            )  # aws may renew what it finds
         return
     if make_folders(home, ".aws/sso/cache") and make_folders(home, ".aws/cli/cache"):
         (own / "sso").mkdir()
@@ -6217,7 +6258,7 @@ def download(storage: Storage, target: Path, key: str) -> Remote | None:
     if OPTIONS.dry_run:
         return head(storage)
     remote = parse_remote(answer)
-    with closing(os.open(target, os.O_RDONLY | os.O_NOFOLLOW)) as fd:
+    with closing(open_shared(target)) as fd:
         digest = digest_fd(fd)
         size = os.fstat(fd).st_size
         os.fsync(fd)
@@ -6321,7 +6362,7 @@ def history_key(storage: Storage, modified: str, etag: str, taken: Mapping[str, 
 
 
 def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
-    """Keep the present object as a version, and only the newest `retention` of them.
+    """Keep the present object as a version, whatever `retention` says, and of those before it the newest.
 
     False when it is not the present object any more.
     """
@@ -6341,7 +6382,14 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
         confirmed = isinstance(etag, str) and re.fullmatch(r'"?[0-9A-Za-z-]+"?', etag)  # some give no quotes
         if not confirmed and not OPTIONS.dry_run:
             raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
-    old = sorted({*taken, key}, key=version_order)[: -retention or None]
+    later = {name for name in taken if version_order(name) > version_order(key)}
+    if later:  # whoever may only put objects there must not push the versions out
+        warn(
+            f"storage {storage.bucket}: {len(later)} in its history with a name later than the newest vault;"
+            " not taken for versions"
+        )
+    before = sorted({*taken} - {key, *later}, key=version_order)
+    old = before[: max(0, len(before) + 1 - retention)]
     if old:
         objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
         if s3(storage, "delete-objects", "--delete", objects).get("Errors"):
@@ -6697,16 +6745,35 @@ def watching(config: Config, session: Session) -> Iterator[None]:
 # -- the vault and its copy in the storage
 
 
+# What a key in the open vault may look like.  The first travels in the clear, before a slash of its own.
+KEY_FORMS = {"access_key_id": r"[A-Za-z0-9._@-]{1,128}", "secret_access_key": r"[!-~]{1,256}"}
+
+
 def key_in_vault(vault: Vault, name: str) -> str:
-    """A key of AWS that lies in the open vault under a name, written either way; '' when none does."""
+    """A key of AWS that lies in the open vault under a name, written either way; '' when none does.
+
+    Whoever made the vault, or writes to it, chose what lies there, and the storage is told of it: so it
+    is a file and no link, and never the passphrase.
+    """
+
+    def bare(data: bytes) -> str:
+        return data.decode(errors="replace").strip().strip("'\"")
+
+    passphrase = b""
+    with contextlib.suppress(OSError):
+        passphrase = read_shared(vault.mount / PASSPHRASE_FILE)
     for style in (f"aws_{name}", f"aws-{name.replace('_', '-')}"):
         path = vault.mount / style
         try:
-            key = path.read_text().strip().strip("'\"")
-        except (OSError, UnicodeDecodeError):
+            key = bare(read_shared(path))
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if not re.fullmatch(r"[!-~]+", key):
-            raise StorageError(f"{path}: does not hold one key in one line")
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}", KEY_HINT) from None
+        if not re.fullmatch(KEY_FORMS[name], key):
+            raise StorageError(f"{path}: does not hold one key in one line", KEY_HINT)
+        if key == bare(passphrase):
+            raise StorageError(f"{path}: holds the passphrase of the vault, not a key", KEY_HINT)
         return key
     return ""
 
@@ -6775,7 +6842,7 @@ def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -
     if remote.digest == sealed:
         return "in sync"
     changed_here = sealed != base.get("digest", "")
-    changed_there = remote.etag != base.get("etag", "")
+    changed_there = not is_last_synced(base, remote)
     if changed_there and remote.digest in base.get("past", "").split():
         return "older"
     if changed_here and changed_there:
@@ -6869,13 +6936,26 @@ def missing_vault(vault: Vault) -> str:
     return ""
 
 
-def is_older(vault: Vault, base: Mapping[str, str], remote: Remote) -> bool:
-    """Whether what the storage holds now is a version from before the last sync or save here."""
+def is_last_synced(base: Mapping[str, str], remote: Remote | None) -> bool:
+    """Whether the storage holds what it did at the last sync, which may be nothing.
+
+    The bytes count: an etag is a word of the storage's.  Only of what says nothing of its bytes, as
+    other tools leave it there, the etag has to do until it is fetched.
+    """
+    if remote is None or remote.etag != base.get("etag"):
+        return etag_of(remote) == base.get("etag", "")
+    return remote.digest in ("", base.get("digest"))
+
+
+def gone_back(vault: Vault, base: Mapping[str, str], remote: Remote) -> str:
+    """What shows that the storage does not hold the newest that it had; '' for nothing."""
+    if is_last_synced(base, remote):
+        return ""
+    if remote.digest in base.get("past", "").split() or is_version(vault, remote.digest):
+        return "holds an older version, which was replaced before"
     if remote.etag == base.get("etag"):
-        return False
-    if remote.digest in base.get("past", "").split():
-        return True
-    return any(digest_of_sealed(path) == remote.digest for path in versions(vault))
+        return "holds other bytes than at the last sync, and calls them by the same name (ETag)"
+    return ""
 
 
 def conflict(text: str) -> StorageError:
@@ -6941,7 +7021,7 @@ def refuse_another_project(
     storage: Storage, base: Mapping[str, str], remote: Remote | None, word: str
 ) -> None:
     """Raise where the storage holds the vault of another project, which this one was never synced with."""
-    if remote is None or remote.project in ("", storage.project) or remote.etag == base.get("etag"):
+    if remote is None or remote.project in ("", storage.project) or is_last_synced(base, remote):
         return
     does = {"push": "replaces it, and keeps it in the history there", "pull": "takes it"}
     place = f"{storage.bucket}/{storage.prefix}"
@@ -6954,15 +7034,14 @@ def refuse_another_project(
 
 def why_not_replaced(vault: Vault, storage: Storage, base: Mapping[str, str], present: Remote | None) -> str:
     """What in the storage this machine has not seen, and must not replace unasked; '' for nothing."""
-    if etag_of(present) == base.get("etag", ""):
+    if is_last_synced(base, present):
         return ""
     if present is None:
         return f"{storage.bucket} held a vault at the last sync and holds none now"
     if present.push and present.push == base.get("pushing"):
         return ""  # our own push, whose answer was lost
-    if is_older(vault, base, present):
-        return f"{storage.bucket} holds an older version, which was replaced before"
-    return f"{storage.bucket} holds a vault that this machine has not seen"
+    what = gone_back(vault, base, present) or "holds a vault that this machine has not seen"
+    return f"{storage.bucket} {what}"
 
 
 def replace_remote(
@@ -6979,11 +7058,12 @@ def replace_remote(
 
 def refuse_older(vault: Vault, config: Config, remote: Remote) -> None:
     """Raise when the storage has gone back to an older version, unless a person wants that one."""
-    if not is_older(vault, base_of(vault, config), remote):
+    found = gone_back(vault, base_of(vault, config), remote)
+    if not found:
         return
-    what = f"{config.aws_bucket} holds an older version, which was replaced before ({remote.modified})"
+    what = f"{config.aws_bucket} {found} ({remote.modified})"
     say(what)
-    if not confirm("Take the older version?"):
+    if not confirm("Take it all the same?"):
         raise StorageError(
             f"{what}; it was not taken",
             "tazpod pull --force takes it; tazpod push --force puts this one in its place",
@@ -7020,8 +7100,7 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
             else:
                 keep_version(vault)
                 rename_file(incoming, SEALED_NAME)
-            sync_folder(vault.folder)
-            prune_history(vault)
+            sync_folder(vault.folder)  # and no version is forgotten for what nobody has opened yet
             synced(vault, config, remote.etag, remote.digest)
         return True
 
@@ -7421,7 +7500,7 @@ def parse_shell(text: str) -> Shell | None:
 def shell_of(folder: Path, session: str) -> Shell | None:
     """The shell that claimed a session, if it still runs."""
     with contextlib.suppress(OSError, ValueError):
-        claimed = parse_shell((folder / f"{session}.shell").read_text())
+        claimed = parse_shell(read_shared(folder / f"{session}.{CLAIM_KIND}").decode())
         if claimed and claimed == parse_shell(Path(f"/proc/{claimed.pid}/stat").read_text()):
             return claimed
     return None
@@ -7667,9 +7746,9 @@ def keep_in_step(config: Config, vault: Vault, watch: Watch, log: Any) -> None:
 def has_changed(vault: Vault, log: Any) -> bool:
     """Whether the open vault holds what the sealed file does not, and a guard may save it."""
     with exclusive(vault, wait=0):
-        if not is_open(vault) or not is_unsaved(vault.mount):
+        if not is_open(vault) or not is_unsealed(vault):
             return False
-        if sealed_digest(vault) and not sealed_is_native(vault):
+        if go_is_sealed(vault):
             log.debug("not saved: the first save over a vault of Go TazPod is for a person to start")
             return False
     return True
@@ -8587,14 +8666,38 @@ def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
 
 
 def profile_text(config: Config, path: Path) -> str:
-    """The AWS config file with the login profile that config.yaml describes; '' if it says too little."""
+    """The AWS config file with the login profile that config.yaml describes; '' if it says too little.
+
+    A profile of that name, which may have come with a clone, is taken as far as it says the same; what
+    config.yaml leaves open of it is told before it is used.
+    """
     text = checked_settings(path).decode()  # nothing else is copied: the path may be a link to a secret
-    sections = re.findall(r"^\[(.+?)\]", text, re.MULTILINE)
     name = config.aws_profile
-    if f"profile {name}" in sections:
+    asked = {
+        "sso_start_url": config.aws_start_url,
+        "sso_account_id": config.aws_account_id,
+        "sso_role_name": config.aws_role_name,
+    }
+    found = profile_in(text, name)
+    says_all = all(asked.values())
+    if found and all(value in ("", found.get(key)) for key, value in asked.items()):
+        if not says_all:
+            told = ", ".join(f"{key} {found.get(key, 'none')}" for key in asked)
+            say(f"the profile {name} comes from {path} alone: {told}")
         return text
-    if not (config.aws_start_url and config.aws_account_id and config.aws_role_name):
+    if not says_all:
+        if found:
+            raise StorageError(
+                f"{path}: the profile {name} is not the one of {CONFIG_PATH}",
+                "take it out of the file, or put start_url, account_id and role_name under aws_sso",
+            )
         return ""
+    return with_profile(text, config)
+
+
+def with_profile(text: str, config: Config) -> str:
+    """A file of settings for aws in which the profile of the login is that of config.yaml."""
+    name = config.aws_profile
     wanted = {
         f"profile {name}": {
             "sso_session": name,
@@ -8608,15 +8711,33 @@ def profile_text(config: Config, path: Path) -> str:
             "sso_registration_scopes": "sso:account:access",
         },
     }
+    parts = re.split(r"^(?=\s*\[)", text, flags=re.MULTILINE)
+    text = "".join(part for part in parts if part.strip().partition("]")[0][1:] not in wanted)
     for section, values in wanted.items():
-        if section in sections:
-            continue
         if text:
             text = f"{text.rstrip()}\n\n"
         text += f"[{section}]\n"
         for key, value in values.items():
             text += f"{key} = {value}\n"
     return text
+
+
+def profile_in(text: str, name: str) -> dict[str, str]:
+    """A profile in a file of settings, with its sso-session, as aws finds it; nothing when there is none.
+
+    The first word may have more behind `profile`, quotes and spaces do not count, the last one is taken.
+    """
+    import configparser
+
+    parser = configparser.RawConfigParser(default_section="", strict=False)
+    parser.read_string(text)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for section in parser.sections():
+        with contextlib.suppress(ValueError):
+            _, called = shlex.split(section)
+            found[section[:7], called] = dict(parser[section])
+    profile = found.get(("profile", name), {})
+    return {**profile, **found.get(("sso-ses", profile.get("sso_session", "")), {})}
 
 
 def write_profile(config: Config, path: Path) -> bool:
@@ -8992,8 +9113,7 @@ def open_facts(vault: Vault) -> dict[str, Any]:
         known["vault_open_since"] = int((vault.mount / PASSPHRASE_FILE).stat().st_mtime)
         known["vault_bytes"] = (room.f_blocks - room.f_bfree) * room.f_frsize
         known["vault_limit"] = room.f_blocks * room.f_frsize
-        changed = is_unsaved(vault.mount)
-        known["vault_unsaved"] = changed or not has_sealed(vault)
+        known["vault_unsaved"] = is_unsealed(vault)
     return known
 
 

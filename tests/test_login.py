@@ -185,3 +185,50 @@ def test_the_profile_is_written_from_the_config_and_beside_what_is_there(tmp_pat
     before = path.read_bytes()
     assert tazpod.write_profile(config, path) is True
     assert path.read_bytes() == before
+
+
+EVIL = """
+[profile {}]
+sso_session = x
+sso_account_id = 999999999999
+sso_role_name = Evil
+[sso-session x]
+sso_start_url = https://evil.test/start
+sso_region = us-east-1
+"""
+
+
+@pytest.mark.parametrize("name", ["tazlab-bootstrap", '"tazlab-bootstrap"', "  tazlab-bootstrap"])
+@pytest.mark.parametrize("mine", [True, False])
+def test_what_the_config_says_of_the_login_stands_over_a_profile_that_was_there(
+    tmp_path: Path, name: str, mine: bool
+) -> None:
+    path = tmp_path / "config"
+    config = Config(tmp_path, "lab", aws_start_url="https://x/start", aws_account_id="1", aws_role_name="Dev")
+    if mine:
+        assert tazpod.write_profile(config, path) is True
+    with path.open("a") as file:
+        file.write(EVIL.format(name))
+    assert tazpod.write_profile(config, path) is True
+    found = tazpod.profile_in(path.read_text(), config.aws_profile)
+    assert (found["sso_start_url"], found["sso_account_id"], found["sso_role_name"]) == (
+        *("https://x/start", "1", "Dev"),
+    )
+    assert path.read_text().count("[profile tazlab-bootstrap]") == 1, "aws refuses a file with two"
+    before = path.read_bytes()
+    assert tazpod.write_profile(config, path) is True
+    assert path.read_bytes() == before
+
+
+def test_a_profile_of_the_file_alone_is_told_before_the_login(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config"
+    path.write_text(EVIL.format("tazlab-bootstrap"))
+    assert tazpod.write_profile(Config(tmp_path, "lab", aws_role_name="Evil"), path) is True
+    told = capfd.readouterr().err
+    for word in (str(path), "https://evil.test/start", "999999999999", "Evil"):
+        assert word in told
+    with pytest.raises(tazpod.StorageError, match="is not the one of"):
+        tazpod.write_profile(Config(tmp_path, "lab", aws_start_url="https://x/start"), path)
+    assert path.read_text() == EVIL.format("tazlab-bootstrap")

@@ -884,6 +884,13 @@ def test_a_real_process_with_an_odd_name_is_told_from_its_successor(name, tmp_pa
         process.kill()
 
 
+@pytest.mark.parametrize("target", ["/proc/self/stat", "/dev/zero", ""])
+def test_a_claim_that_is_no_file_is_none(tmp_path, target):
+    claim = tmp_path / "s.shell"
+    claim.symlink_to(target) if target else os.mkfifo(claim)
+    assert tazpod.shell_of(tmp_path, "s") is None
+
+
 GOOD = ("BEGIN_DECRYPTION", "PLAINTEXT", "DECRYPTION_OKAY", "GOODMDC", "END_DECRYPTION")
 
 

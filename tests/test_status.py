@@ -102,7 +102,10 @@ PAST = {**BASE, "past": "d0 d00"}
         ("", BASE, remote("e1", "d1"), "behind"),  # the file here is lost
         ("d1", PAST, remote("e2", "d0"), "older"),
         ("d3", PAST, remote("e2", "d00"), "older"),
-        ("d3", PAST, remote("e1", "d0"), "ahead"),  # the one that was last seen there
+        ("d3", PAST, remote("e1", "d1"), "ahead"),  # the one that was last seen there
+        ("d1", PAST, remote("e1", "d0"), "older"),  # under the name of that one
+        ("d3", PAST, remote("e1", "d0"), "older"),
+        ("d1", PAST, remote("e1", "d2"), "behind"),
         ("d1", PAST, remote("e2", "d"), "behind"),
         ("d2", BASE, remote("e1", "d1"), "ahead"),
         ("d2", {}, None, "ahead"),

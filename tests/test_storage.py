@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
 import stat
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -659,9 +661,91 @@ def test_an_older_version_is_known_by_the_local_history_too(tmp_path: Path) -> N
     (tmp_path / "history").mkdir()
     (tmp_path / "history/vault-20260102T030405.tar.aes").write_bytes(b"first")
     there = tazpod.Remote('"e"', 5, FIRST, "", HEAD_ANSWER["LastModified"])  # type: ignore[arg-type]
-    assert tazpod.is_older(vault, {}, there)
-    assert not tazpod.is_older(vault, {"etag": '"e"'}, there)
-    assert not tazpod.is_older(vault, {}, there._replace(digest="0" * 64))
+    (tmp_path / "history/vault-20260102T030404.tar.aes").touch()
+    (tmp_path / "history/vault-20260102T030403.tar.aes").mkdir()
+    assert "older version" in tazpod.gone_back(vault, {}, there)
+    assert "older version" in tazpod.gone_back(vault, {"etag": '"e"', "digest": "0" * 64}, there)
+    assert not tazpod.gone_back(vault, {"etag": '"e"', "digest": FIRST}, there)
+    assert not tazpod.gone_back(vault, {}, there._replace(digest="0" * 64))
+
+
+def lie(content: str, etag: str, told: str = "") -> dict[str, Any]:
+    """A storage that gives this for its newest vault, under this etag, and tells the digest of another."""
+    answer = {"method": "GET|HEAD", "path": "/vault.tar.aes", "do": "answer", "status": 200, "times": 99}
+    headers = {"ETag": etag, "Last-Modified": "Mon, 30 Nov 2026 21:00:00 GMT"}
+    if told:
+        headers["x-amz-meta-content-sha256"] = hashlib.sha256(told.encode()).hexdigest()
+    return {**answer, "text": content, "headers": headers}
+
+
+@needs_engine
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("content, said", [("version 0", "older version"), ("other", "other bytes")])
+def test_the_etag_of_the_last_sync_hides_no_other_bytes(
+    bench: Bench, content: str, said: str, told: bool
+) -> None:
+    a = bench.machine("a")
+    for number in range(3):
+        a.seal(f"version {number}")
+        assert a.push().result is True
+    bench.rules(lie(content, a.base()["etag"], content if told else ""))
+    assert said in a.pull().error
+    assert a.has() == md5(b"version 2")
+    if told:
+        a.seal("version 3")
+        answer = a.push()
+        assert answer.conflict and said in answer.error
+
+
+@needs_engine
+def test_no_pull_takes_a_version_from_the_local_history(bench: Bench) -> None:
+    a = bench.machine("a", config={"vault_keep": 2})
+    real = a.seal("the vault")
+    assert a.push().result is True
+    for number in range(5):
+        bench.rules(lie(f"rubbish {number}", f'"e{number}"'))
+        assert a.pull().result is True
+        assert real in a.kept()
+
+
+@needs_engine
+def test_an_empty_file_in_the_history_stops_neither_push_nor_pull(bench: Bench) -> None:
+    a, b = two(bench)
+    for machine in (a, b):
+        (machine.vault / "history").mkdir(exist_ok=True)
+        (machine.vault / "history/vault-20200101T000000.tar.aes").touch()
+    b.seal("second")
+    assert b.push().result is True
+    assert a.pull().result is True
+    a.seal("third")
+    assert a.push().result is True
+
+
+@needs_engine
+def test_names_of_times_to_come_push_no_version_out_of_the_history(bench: Bench) -> None:
+    a = bench.machine("a", config={"vault_retention": 3})
+    for number in range(4):
+        a.seal(f"version {number}")
+        assert a.push().result is True
+    before = bench.kept()
+    strange = [f"{HISTORY}vault-99991231T235959-{number}.tar.aes" for number in range(1, 4)]
+    for key in strange:
+        bench.put(b"rubbish", key=key)
+    a.seal("version 4")
+    answer = a.push()
+    assert answer.result is True
+    assert "3 in its history with a name later than the newest vault" in answer.said
+    assert bench.kept() - {md5(b"rubbish")} == before - {md5(b"version 0")} | {md5(b"version 4")}
+    assert set(strange) <= set(bench.objects())
+
+
+@needs_engine
+def test_what_a_push_has_just_put_into_the_history_stays_whatever_the_config_says(bench: Bench) -> None:
+    a = bench.machine("a", config={"vault_retention": 0})
+    for number in range(3):
+        a.seal(f"version {number}")
+        assert a.push().result is True
+    assert bench.kept() == {md5(b"version 1"), md5(b"version 2")}
 
 
 MISSING = {
@@ -1009,6 +1093,55 @@ def test_a_key_of_two_lines_is_refused_by_name(bench: Bench) -> None:
     a.seal("first")
     assert "aws_secret_access_key: does not hold one key" in a.push().error
     assert not (bench.box / "bench/owned").exists()
+
+
+def put_link(path: Path, vault: tazpod.Vault) -> None:
+    path.symlink_to(tazpod.PASSPHRASE_FILE)
+
+
+def put_hard_link(path: Path, vault: tazpod.Vault) -> None:
+    os.link(vault.mount / tazpod.PASSPHRASE_FILE, path)
+
+
+NO_KEYS: dict[str, tuple[Callable[[Path, tazpod.Vault], object], str]] = {
+    "a link to the passphrase": (put_link, "is a link"),
+    "a hard link to it": (put_hard_link, "holds the passphrase"),
+    "a copy of it": (lambda path, _: path.write_text("'Correct-Horse-1'\n"), "holds the passphrase"),
+    "a link to a device": (lambda path, _: path.symlink_to("/dev/zero"), "is a link"),
+    "a fifo": (lambda path, _: os.mkfifo(path), "is not a regular file"),
+    "a folder": (lambda path, _: path.mkdir(), "is not a regular file"),
+    "much": (lambda path, _: path.write_text("A" * 300), "does not hold one key"),
+    "more": (lambda path, _: path.write_text("A" * (2 << 20)), "is too large"),
+    "other bytes": (lambda path, _: path.write_bytes(b"\xff\xfe"), "does not hold one key"),
+    "nothing": (lambda path, _: path.touch(), "does not hold one key"),
+}
+
+
+@pytest.mark.parametrize("what", NO_KEYS)
+@pytest.mark.parametrize("name", ["aws_access_key_id", "aws-secret-access-key"])
+def test_what_is_no_key_in_the_vault_is_named_and_told_nobody(tmp_path: Path, name: str, what: str) -> None:
+    vault = tazpod.Vault(tmp_path, tmp_path)
+    vault.mount.mkdir()
+    (vault.mount / tazpod.PASSPHRASE_FILE).write_text("Correct-Horse-1\n")
+    for style in ("aws_access_key_id", "aws_secret_access_key"):
+        if style != name.replace("-", "_"):
+            (vault.mount / style).write_text("AKTEST\n")
+    put, said = NO_KEYS[what]
+    put(vault.mount / name, vault)
+    with pytest.raises(tazpod.StorageError, match=said) as caught:
+        tazpod.storage_of(Config(tmp_path, "lab"), vault)
+    assert name in str(caught.value) and "\n" not in str(caught.value) and "Horse" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["a=b", "a/b", "a,b", "A" * 129])
+def test_a_key_that_could_end_its_header_is_none(tmp_path: Path, key: str) -> None:
+    vault = tazpod.Vault(tmp_path, tmp_path)
+    vault.mount.mkdir()
+    for name in ("aws_access_key_id", "aws_secret_access_key"):
+        (vault.mount / name).write_text(key)
+    assert tazpod.key_in_vault(vault, "secret_access_key") == key
+    with pytest.raises(tazpod.StorageError, match="does not hold one key"):
+        tazpod.key_in_vault(vault, "access_key_id")
 
 
 @needs_engine

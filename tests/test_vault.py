@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import json
+import logging
 import mmap
 import os
 import random
@@ -617,6 +618,68 @@ def test_a_save_killed_behind_the_replacing_is_a_save(
     opened.put("newer", "x")
     assert tazpod.save(opened.vault) is not None
     assert "another" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("strange", [b"rubbish" * 100, b"", None])
+def test_a_sealed_file_that_is_another_by_now_is_sealed_again(
+    opened: World, strange: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault, log = opened.vault, logging.getLogger("test")
+    opened.put("new", "x")
+    tazpod.save(vault)
+    for place in ("after a save", "after an unlock"):
+        assert not tazpod.has_changed(vault, log), place
+        if strange is None:
+            vault.sealed.unlink()
+        else:
+            vault.sealed.write_bytes(strange)
+        assert tazpod.has_changed(vault, log), place
+        assert tazpod.open_facts(vault)["vault_unsaved"] is True
+
+        def ask() -> None:
+            raise AssertionError("nobody is asked of a format")
+
+        assert tazpod.save(vault, agree=ask) is not None
+        assert tazpod.open_facts(vault)["vault_unsaved"] is False
+        kept = [path.read_bytes() for path in tazpod.versions(vault)]
+        assert not strange or strange in kept
+        assert not (vault.folder / tazpod.GO_NAME).exists()
+        tazpod.lock(vault)
+        opened.unlock()
+
+
+def test_the_sealed_file_is_not_read_while_nothing_tells_of_a_change(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.put("new", "x")
+    tazpod.save(opened.vault)
+    with monkeypatch.context() as patch:
+        patch.setattr(tazpod, "digest_of_sealed", None)
+        assert not tazpod.is_unsealed(opened.vault)
+    os.utime(opened.vault.sealed)
+    assert not tazpod.is_unsealed(opened.vault)
+
+
+def test_a_vault_whose_sealed_file_is_in_the_history_is_sealed(opened: World) -> None:
+    opened.put("new", "x")
+    tazpod.save(opened.vault)
+    tazpod.add_version(opened.vault, opened.vault.sealed)
+    (opened.vault.history / "vault-20200101T000000.tar.aes").touch()
+    opened.vault.sealed.unlink()
+    opened.vault.sealed.write_bytes(b"rubbish")
+    assert not tazpod.is_unsealed(opened.vault)
+    assert tazpod.save(opened.vault) is None
+
+
+@pytest.mark.parametrize("name", [".vault_pass", ".vault_pass.next", ".vault_state"])
+@pytest.mark.parametrize("target", ["/dev/zero", ""])
+def test_what_is_no_file_in_the_open_vault_is_not_waited_for(opened: World, name: str, target: str) -> None:
+    place = opened.open / name
+    place.unlink(missing_ok=True)
+    place.symlink_to(target) if target else os.mkfifo(place)
+    opened.put("new", "x")
+    with pytest.raises((tazpod.VaultError, OSError)):
+        tazpod.save(opened.vault)
 
 
 @pytest.mark.parametrize("name", [".open", ".vault.tar.aes", ".order"])
