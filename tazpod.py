@@ -9152,6 +9152,8 @@ def remote_facts(config: Config, vault: Vault, opened: bool) -> dict[str, Any]:
         known.update(remote_state=state, remote_asked_at=int(time.time()), remote_reason="")
         known.update(remote_unpushed=state in ("ahead", "diverged", "older"), remote_failed=False)
     except (TazpodError, OSError) as error:
+        if config.aws_named:
+            known.update(remote_state="unknown", remote_bucket=config.aws_bucket)
         known.update(remote_failed=True, remote_reason=str(error), remote_hint=getattr(error, "hint", ""))
     return known
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -1131,6 +1132,8 @@ def test_what_is_no_key_in_the_vault_is_named_and_told_nobody(tmp_path: Path, na
     with pytest.raises(tazpod.StorageError, match=said) as caught:
         tazpod.storage_of(Config(tmp_path, "lab"), vault)
     assert name in str(caught.value) and "\n" not in str(caught.value) and "Horse" not in str(caught.value)
+    told = tazpod.remote_facts(Config(tmp_path, "lab", aws_named=True), vault, opened=True)
+    assert told["remote_state"] == "unknown" and re.search(said, told["remote_reason"])
 
 
 @pytest.mark.parametrize("key", ["a=b", "a/b", "a,b", "A" * 129])
