@@ -5286,7 +5286,7 @@ def survey(root: Path) -> Tree:
 def read_state(root: Path) -> dict[str, str]:
     """What is known of an open vault, or nothing: the digests `tree` and `sealed` of the last save.
 
-    `stamp` is of that sealed file, `format` is there once we have written it, and not Go TazPod.
+    `stamp` is of that sealed file, and `format` as `format_name` has it.
     While a save replaces the sealed file, `next_tree` and `next_sealed` are those that come into force by it.
     """
     return {str(key): str(value) for key, value in read_json(root / STATE_FILE).items()}
@@ -6014,9 +6014,8 @@ def show_caches(home: Path, own: Path) -> None:
 
     if OPTIONS.dry_run:
         if own.is_relative_to("/dev/shm"):
-            shutil.copytree(
-                home / ".aws/sso/cache", own / "sso/cache", symlinks=True
-            )  # aws may renew what it finds
+            # aws may renew what it finds
+            shutil.copytree(home / ".aws/sso/cache", own / "sso/cache", symlinks=True)
         return
     if make_folders(home, ".aws/sso/cache") and make_folders(home, ".aws/cli/cache"):
         (own / "sso").mkdir()
@@ -8723,21 +8722,25 @@ def with_profile(text: str, config: Config) -> str:
 
 
 def profile_in(text: str, name: str) -> dict[str, str]:
-    """A profile in a file of settings, with its sso-session, as aws finds it; nothing when there is none.
+    """A profile in a file of settings, with its sso-session; nothing when there is none.
 
-    The first word may have more behind `profile`, quotes and spaces do not count, the last one is taken.
+    As aws finds it: quotes and spaces do not count, and the last one of a name is taken.
     """
     import configparser
 
     parser = configparser.RawConfigParser(default_section="", strict=False)
     parser.read_string(text)
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for section in parser.sections():
-        with contextlib.suppress(ValueError):
-            _, called = shlex.split(section)
-            found[section[:7], called] = dict(parser[section])
-    profile = found.get(("profile", name), {})
-    return {**profile, **found.get(("sso-ses", profile.get("sso_session", "")), {})}
+
+    def last_of(kind: str, wanted: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for section in parser.sections():
+            with contextlib.suppress(ValueError):  # a quote that never ends
+                if section.startswith(kind) and shlex.split(section)[1:] == [wanted]:
+                    found = dict(parser[section])
+        return found
+
+    profile = last_of("profile", name)
+    return {**profile, **last_of("sso-session", profile.get("sso_session", ""))}
 
 
 def write_profile(config: Config, path: Path) -> bool:
