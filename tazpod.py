@@ -110,6 +110,7 @@ WORKSPACE = "/workspace"
 POD_RUN = "/workspace/.tazpod/run"  # where host and pod see each other's sessions
 POD_TOOL = "/opt/tazpod"
 POD_MADE = "/opt/tazpod/made.json"  # what the container was made with
+POD_CONFIG = "/opt/tazpod/config.json"  # what its person has approved for it
 POD_LAUNCHER = "/usr/local/bin/tazpod"
 # Imported, not run as a script: then Python keeps what it has compiled.
 POD_START = f'import sys; sys.path.insert(0, "{POD_TOOL}"); import tazpod; tazpod.program()'
@@ -2467,9 +2468,10 @@ def config_to_end(project: Path, owners: Collection[int]) -> Config:
         request = read_request(project, owners)
         if not request.changes:
             return take_request(request)
-    except UsageError:
-        if approval is None:
+    except (TazpodError, OSError) as error:
+        if approval is None or isinstance(error, MissingProgram):
             raise
+        warn(str(error))
     warn(f"{CONFIG_PATH} is not as it was approved, so it does not count here: tazpod trust --show")
     if approval is not None:
         return for_this_host(approved_config(project, approval))
@@ -3946,6 +3948,7 @@ def pod_archive(config: Config) -> bytes:
             add(archive, f"{POD_TOOL}/{name}", data)
         add(archive, POD_LAUNCHER, launcher, 0o755)
         add(archive, f"{POD_TOOL}/bashrc", hook.encode())
+        add(archive, POD_CONFIG, json.dumps(approved_for_pod(config)).encode())
         end = buffer.tell() + 2 * tarfile.BLOCKSIZE
     return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
 
@@ -3964,12 +3967,23 @@ def shell_settings(config: Config) -> str:
     )
 
 
+# What the words in a container go by, besides what it was made with.
+POD_GOES_BY = r"(aws_sso|vault|sync)\..*|hooks\.pre_lock|identity|features\.(ssh_agent|debug)"
+
+
+def approved_for_pod(config: Config) -> dict[str, Any]:
+    """What a container is told of the config, and the digest of the text that was approved last."""
+    settings = settings_of(config)
+    known = {name: value for name, value in settings.items() if re.fullmatch(POD_GOES_BY, name)}
+    approval = read_approval(config.project) or Approval()
+    return {"settings": known, "aws_named": config.aws_named, "text": approval.text}
+
+
 def fitting(config: Config) -> list[Any]:
     """What tells whether a container holds this very tool, set up for this config."""
-    return [
-        *(list(tool_stamp()), config.user, config.ghost_mode, list(config.links), list(config.binds)),
-        *(config.vault_history, dict(config.vault_env)),
-    ]
+    told = approved_for_pod(config)
+    del told["text"]  # a comment may be edited
+    return [list(tool_stamp()), config.user, config.ghost_mode, list(config.links), list(config.binds), told]
 
 
 def is_installed(config: Config, container: Container) -> bool:
@@ -4248,13 +4262,18 @@ def sees_locks() -> bool:
     return True
 
 
-def pod_made() -> dict[str, Any]:
-    """In a container: what it was made with, as root has noted it there; nothing where nobody has."""
-    with contextlib.suppress(OSError, ValueError), open(POD_MADE, "rb") as file:
-        made = json.loads(file.read())
-        if os.fstat(file.fileno()).st_uid == 0 and isinstance(made, dict):
-            return made
+def noted_by_root(path: str) -> dict[str, Any]:
+    """In a container: what root, or the host, has noted there in JSON; nothing where nobody has."""
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        noted = json.loads(file.read())
+        if os.fstat(file.fileno()).st_uid == 0 and isinstance(noted, dict):
+            return noted
     return {}
+
+
+def pod_made() -> dict[str, Any]:
+    """In a container: what it was made with."""
+    return noted_by_root(POD_MADE)
 
 
 def as_made(config: Config) -> Config:
@@ -7846,20 +7865,53 @@ ENDS = "ends"
 LOOKS = "looks"
 
 
+def config_in_pod(project: Path) -> Config:
+    """In a container: the config that was approved when it was set up, whatever config.yaml says by now.
+
+    That is written by whoever gives the project a new version, and by every program in here, and what it
+    says may run with the vault open, or send it away.  Only what needs no approval is taken from there.
+    """
+    noted = noted_by_root(POD_CONFIG)
+    approved = noted.get("settings", {})
+    settings = {"container_name": legal_name(project.name), **approved}
+    config = approved_config(project, Approval(settings, aws_named=noted.get("aws_named", False)))
+    try:
+        text = config_text(project)
+        if digest_of(text.encode()) == noted.get("text"):
+            return config
+        asked, warnings = parse_config(text, project)
+    except (TazpodError, OSError) as error:
+        if not noted:
+            raise
+        warn(f"{error}; what was approved before counts")
+        return config
+    for line in warnings:
+        warn(line)
+    if not noted:
+        return asked
+    free = {KEYS[key].field: getattr(asked, KEYS[key].field) for key in NEEDS_NO_APPROVAL}
+    changes = [change.name for change in changes_between(asked, approved) if change.name in approved]
+    if changes and os.environ.get("TAZPOD_SESSION"):  # what is typed on the host is told there
+        names = ", ".join(changes)
+        warn(
+            f"{CONFIG_PATH}: {names}: not as it was approved, so it does not count: on the host, tazpod trust"
+        )
+    return config._replace(**free)
+
+
 def the_project(what: str = ACTS, project: Path | None = None) -> Config:
     """The config of the project around this folder: the one gate between config.yaml and this host.
 
     A word that acts gets past it only when all that config.yaml asks for is approved; one that ends
     things (save, lock, down) goes by what was approved last; one that only looks, or only shows what
     it would do, takes the file as it is, and nothing of the host's goes along.  Inside the container
-    all is approved: what words can do there, every program there can do.
+    what was approved when it was set up counts.
     """
     project = project or project_folder()
     if in_pod():
-        request = read_request(project)._replace(changes=[])
-        if not OPTIONS.dry_run:
-            approve_request(request)
-        return as_made(take_request(request))
+        config = config_in_pod(project)
+        OPTIONS.debug = OPTIONS.debug or config.debug
+        return as_made(for_this_host(config))
     owners = owners_of(project)
     if what == ENDS:
         return config_to_end(project, owners)
@@ -7986,7 +8038,9 @@ def vault_shown(name: str, pod: Container) -> str:
     """
     project = Path(str(pod.project))
     try:
-        config = parse_config(read_shared(project / CONFIG_PATH).decode(), project)[0]
+        config = Config(project, name)
+        with contextlib.suppress(TazpodError, OSError, UnicodeDecodeError):
+            config = parse_config(read_shared(project / CONFIG_PATH).decode(), project)[0]
         config = config_of(config, pod)._replace(program=pod.engine)
         if not config.ghost_mode or pod.status == "paused":
             return "-"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import enginelib
 import pytest
@@ -35,7 +37,7 @@ def edit(place: Place, line: str) -> str:
     key, _, value = line.replace("NEW", f"{place.name}-new").partition(": ")
     text = yaml.safe_load(before)
     section, _, leaf = key.rpartition(".")
-    (text[section] if section else text)[leaf] = yaml.safe_load(value)
+    (text.setdefault(section, {}) if section else text)[leaf] = yaml.safe_load(value)
     path.write_text(yaml.safe_dump(text))
     return before
 
@@ -195,3 +197,81 @@ def test_the_container_of_a_folder_that_was_moved_can_still_save(open_place: Pla
         assert refused.returncode == 1 and "tazpod lock, then" in refused.stderr
     open_place.folder.rmdir()
     open_place.folder.with_name("moved").rename(open_place.folder)
+
+
+STEAL = "hooks.pre_lock: cat ~/secrets/first > /workspace/stolen; cp ~/secrets/first /workspace/stolen2"
+
+
+@pytest.mark.parametrize("way", ["lock", "down", "save", "leaving", "guard"])
+def test_what_a_new_version_of_the_project_brings_does_not_run_with_the_vault_open(
+    open_place: Place, way: str
+) -> None:
+    if way in ("leaving", "guard"):
+        person = open_place.enter()
+        person.shell()
+    before = edit(open_place, STEAL)
+    edit(open_place, "vault.keep: 0")
+    if way == "leaving":
+        assert person.leaves() == 0
+    elif way == "guard":
+        person.kill(signal.SIGKILL)
+    else:
+        open_place.ok(way)
+    if way == "save":
+        open_place.ok("lock")
+    if way != "down":
+        eventually(open_place.is_shut, "it is locked")
+    assert not list(open_place.folder.glob("stolen*"))
+    assert kept(open_place, before) == {"first": "precious"}
+
+
+def test_what_was_approved_meanwhile_counts_from_the_next_word_on(open_place: Place) -> None:
+    edit(open_place, "hooks.pre_lock: touch /workspace/ran")
+    said = open_place.reads("TAZPOD_SESSION=x tazpod save 2>&1", "tazpod")
+    assert "hooks.pre_lock: not as it was approved" in said and "saved (" in said
+    open_place.ok("trust")
+    open_place.ok("lock")
+    assert (open_place.folder / "ran").exists()
+
+
+def spoil(path: Path, how: str) -> None:
+    """Make something of config.yaml that nobody can read."""
+    text = path.read_text()
+    if how == "a typing error":
+        path.write_text(f"{text}\nports: [80:80\n")
+    elif how == "too large":
+        path.write_text(text + "#" * (1 << 20))
+    elif how == "no text":
+        path.write_bytes(text.encode() + b"\xff\n")
+    else:
+        path.unlink()
+        if how == "a folder":
+            path.mkdir()
+        elif how == "a link":
+            path.symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize("how", ["a typing error", "a folder", "a link", "too large", "no text"])
+def test_with_a_config_that_cannot_be_read_all_is_saved_and_locked(open_place: Place, how: str) -> None:
+    path = open_place.folder / tazpod.CONFIG_PATH
+    before = path.read_text()
+    spoil(path, how)
+    open_place.ok("save")
+    assert json.loads(open_place.ok("list", "--json"))[0]["name"]
+    open_place.ok("lock")
+    open_place.ok("down")
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    assert kept(open_place, before) == {"first": "precious"}
+
+
+def test_a_session_ends_well_while_somebody_types_in_the_config(open_place: Place) -> None:
+    person, other = open_place.enter(), open_place.enter()
+    path = open_place.folder / tazpod.CONFIG_PATH
+    before = path.read_text()
+    spoil(path, "a typing error")
+    person.kill(signal.SIGKILL)
+    assert other.leaves() == 0
+    eventually(open_place.is_shut, "it is locked")
+    assert kept(open_place, before) == {"first": "precious"}
