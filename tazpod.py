@@ -3099,6 +3099,7 @@ class Container(NamedTuple):
     binds: tuple[tuple[str, str], ...] = ()  # folders and files of the host, and where they are mounted
     ports: tuple[str, ...] = ()  # what the host sees of it now
     ours: bool = True  # whether a TazPod made it, as far as docker knows
+    init: bool = False  # whether it has an init of the engine's
 
     @property
     def running(self) -> bool:
@@ -3133,6 +3134,7 @@ def container_of(data: Mapping[str, Any]) -> Container:
             binds=tuple(binds),
             ports=published_ports((data.get("NetworkSettings") or {}).get("Ports") or {}),
             ours=bool(project) and named,
+            init=bool((data.get("HostConfig") or {}).get("Init")),
         )
     except (LookupError, TypeError, AttributeError):
         raise TazpodError("the engine gave an answer that makes no sense to inspect") from None
@@ -3799,26 +3801,60 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         return made, container
 
 
-# What an engine puts into a container for --init.
+# What an engine puts into a container for --init, and where that is, by a link of the image's also.
 INITS = ("docker-init", "catatonit", "tini", "tini-static")
+INIT_PLACES = (
+    "/sbin/docker-init",
+    "/usr/sbin/docker-init",
+    "/usr/bin/docker-init",
+    "/run/podman-init",
+    "/dev/init",
+)
+# What it keeps for a container beside its settings, in a folder that has the container's id.
+ENGINES_OWN = r"(userdata/|mounts/)?(hosts|hostname|resolv\.conf|\.containerenv|run/secrets|secrets|shm)"
 # What a container may have of these is no file of the host's, and root in it can mount any of them anew.
 KERNELS_OWN = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs")
 
 
-def strange_mounts(container: Container, table: Iterable[Mount], host: Iterable[Mount]) -> list[Mount]:
-    """Which mounts of a container lie at no place that it was to have them at, and are not the engine's own.
+def is_engines_own(container: Container, mount: Mount, points: Sequence[str]) -> bool:
+    """Whether a mount of a container is what its engine puts into each, or nothing but the kernel's.
 
-    What the engine keeps for a container has its id in its path.
+    The names alone say little: a folder of the host may have any.
     """
-    table = list(table)
+    if mount.kind in KERNELS_OWN or re.search(f"/{container.id}/{ENGINES_OWN}$", mount.root):
+        return True
+    named = mount.point in INIT_PLACES and os.path.basename(mount.root) in INITS
+    return container.init and named and points.count(mount.point) == 1
+
+
+def strange_mounts(
+    container: Container, outside: Iterable[tuple[str, str]], table: Sequence[Mount], host: Sequence[Mount]
+) -> list[Mount]:
+    """Which mounts of a container show the host's, at no place that it was to have them at, and are not the
+    engine's own.
+
+    A mount through a link of the image's does not lie at its place.  So a bind that does not lead into the
+    project, `outside`, and shows nothing there, stands for one mount elsewhere of just that file or folder.
+    """
     places = {"/", WORKSPACE, *(os.path.normpath(place) for _, place in container.binds)}
     points = [mount.point for mount in table]
+    devices = {mount.device for mount in host}  # what a program inside has made lies on none of them
     own = {mount.device for mount in host if container.id in mount.point}
+    own |= {mount.device for mount in table if (mount.point, mount.kind, mount.root) == ("/", "overlay", "/")}
+    missing = [
+        what_lies_at(os.path.realpath(source), host)
+        for source, place in outside
+        if source and os.path.normpath(place) not in points
+    ]
     found = []
     for mount in table:
         expected = mount.point in places and points.count(mount.point) == 1
-        engines = mount.kind in KERNELS_OWN or mount.device in own or container.id in mount.root
-        if not (expected or engines or os.path.basename(mount.root) in INITS):
+        if expected or mount.device not in devices - own or is_engines_own(container, mount, points):
+            continue
+        shown = (mount.device, mount.root.removesuffix("//deleted"))  # a socket is made anew, say
+        if shown in missing:
+            missing.remove(shown)
+        else:
             found.append(mount)
     return found
 
@@ -3846,7 +3882,8 @@ def exchanged_mounts(config: Config, container: Container) -> list[str]:
     for source, place in binds:
         mounted = [mount for mount in table if mount.point == os.path.normpath(place)]
         if not mounted:  # it may have led elsewhere, by a link in the container; or it was taken away
-            mounted = strange_mounts(container, table, host)
+            outside = [bind for bind in container.binds if bind not in binds]
+            mounted = strange_mounts(container, outside, table, host)
         if not all(is_part(mount.device, mount.root, parts) for mount in mounted):
             wrong.append(source)
     return wrong

@@ -592,6 +592,24 @@ def test_a_link_in_the_container_does_not_hide_an_exchanged_mount(
     place.ok("down")
 
 
+@pytest.mark.skipif(ENGINE == "podman", reason="where Docker keeps what it needs for a container")
+@pytest.mark.parametrize("name", ["tini", "the container's"])
+def test_no_name_of_the_engines_hides_an_exchanged_mount(place: Place, outside: Path, name: str) -> None:
+    place.init('mounts: ["./data:/opt/a/data"]').ok("up")
+    hide = "mv /opt/a /opt/b && mkdir -p /opt/a /real && ln -s /real /opt/a/data"
+    assert place.inside(hide, user="0").returncode == 0
+    target = outside.with_name(name)
+    outside.rename(target)
+    if name != "tini":
+        root = docker("info", "--format", "{{.DockerRootDir}}").strip()
+        target = Path(root, "containers", docker("inspect", "-f", "{{.Id}}", place.name).strip())
+    docker("stop", "-t", "0", place.name)
+    restart_with_link(place, target)
+    refused = place.run("run", "true")
+    assert refused.returncode == 1 and ELSE in refused.stderr
+    place.ok("down")
+
+
 @as_root
 def test_memory_of_the_host_in_place_of_a_mount_of_the_project_is_no_memory_of_the_vault(
     place: Place, outside: Path
@@ -675,5 +693,21 @@ def test_a_mount_that_went_with_its_place_on_the_host_is_no_exchange(place: Plac
     place.init('mounts: ["./da ta:/data", "./x:/data/sub"]', 'docker.args: ["--init"]').ok("up")
     shutil.rmtree(place.folder / "da ta")
     (place.folder / "da ta").mkdir()
+    place.ok("run", "true")
+    place.ok("down")
+
+
+def test_a_mount_from_outside_through_a_link_of_the_image_is_no_exchange(place: Place) -> None:
+    for name in ("run", "da/sub", "x"):
+        (place.folder / name).mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place.box / "s.sock"))
+    mounts = ("./run:/var/run/app", "./da:/data", "./x:/data/sub", f"{place.box}/s.sock:/var/run/s.sock")
+    place.init(f"mounts: {json.dumps(mounts)}").ok("up")
+    made = "mount -t tmpfs t /mnt && cd /mnt && mkdir a b w o && mount --bind /opt /srv && "
+    made += "mount -t overlay o -o lowerdir=a,upperdir=b,workdir=w o"
+    assert place.inside(made, user="0").returncode == 0
+    shutil.rmtree(place.folder / "da")  # and what lay in it goes with it
+    (place.folder / "da").mkdir()
     place.ok("run", "true")
     place.ok("down")

@@ -779,6 +779,59 @@ def test_one_inspect_tells_container_and_image(found, err, container, image):
     assert (there.id if there else None, here) == (container, image)
 
 
+DISK, RAM, SHM, OVERLAY = "254:0", "0:22", "0:40", "0:50"
+ID = "7" * 64
+KEPT = f"/var/lib/docker/containers/{ID}"
+HOST = [
+    tazpod.Mount(DISK, "/", "ext4"),
+    tazpod.Mount(RAM, "/run", "tmpfs"),
+    tazpod.Mount(SHM, f"{KEPT}/mounts/shm", "tmpfs"),
+    tazpod.Mount(OVERLAY, "/var/lib/docker/overlay2/x/merged", "overlay"),
+]
+OUTSIDE = (("/srv/cache", "/cache"), ("/run/x.sock", "/var/run/x.sock"), ("", "/memory"))
+USUAL = [
+    tazpod.Mount(OVERLAY, "/", "overlay"),
+    tazpod.Mount("0:60", "/proc", "proc"),
+    tazpod.Mount(SHM, "/dev/shm", "tmpfs"),
+    tazpod.Mount(DISK, "/workspace", "ext4", "/p"),
+    tazpod.Mount(DISK, "/cache", "ext4", "/srv/cache"),
+    *(tazpod.Mount(DISK, f"/etc/{name}", "ext4", f"{KEPT}/{name}") for name in ("hosts", "hostname")),
+    tazpod.Mount(RAM, "/run/.containerenv", "tmpfs", f"/containers/{ID}/userdata/.containerenv"),
+]
+BY_LINK = tazpod.Mount(RAM, "/run/x.sock", "tmpfs", "/x.sock")  # the image's /var/run
+
+
+@pytest.mark.parametrize(
+    "mounts, init, strange",
+    [
+        ([], False, False),
+        ([BY_LINK], False, False),
+        ([BY_LINK._replace(root="/x.sock//deleted")], False, False),
+        ([BY_LINK, BY_LINK._replace(point="/copy")], False, True),
+        ([BY_LINK._replace(root="/y.sock")], False, True),
+        ([BY_LINK._replace(device=DISK)], False, True),
+        # what a program inside has made, and a folder of the container's that it shows elsewhere
+        ([tazpod.Mount("0:99", "/mnt", "overlay")], False, False),
+        ([tazpod.Mount(OVERLAY, "/mnt", "overlay", "/opt")], False, False),
+        ([tazpod.Mount(DISK, "/real", "ext4", "/srv/other")], False, True),
+        ([tazpod.Mount(DISK, "/cache", "ext4", "/srv/cache")], False, True),  # two lie there
+        # names of the engine's
+        ([tazpod.Mount(DISK, "/real", "ext4", "/home/tini")], True, True),
+        ([tazpod.Mount(DISK, "/real", "ext4", KEPT)], False, True),
+        ([tazpod.Mount(DISK, "/real", "ext4", f"{KEPT}/userdata")], False, True),
+        ([tazpod.Mount(DISK, "/real", "ext4", f"/home/x{ID}/hosts")], False, True),
+        ([tazpod.Mount(DISK, "/usr/sbin/docker-init", "ext4", "/usr/bin/tini")], True, False),
+        ([tazpod.Mount(DISK, "/usr/sbin/docker-init", "ext4", "/usr/bin/tini")], False, True),
+        ([tazpod.Mount(DISK, "/run/podman-init", "ext4", "/usr/libexec/podman/catatonit")], True, False),
+        ([tazpod.Mount(DISK, "/usr/sbin/docker-init", "ext4", "/tini")] * 2, True, True),
+    ],
+)
+def test_which_mounts_of_a_container_show_what_it_was_not_to_have(mounts, init, strange):
+    container = tazpod.Container(ID, "running", "img", "/p", binds=(*OUTSIDE, ("/p/a", "/gone")), init=init)
+    found = tazpod.strange_mounts(container, OUTSIDE, [*USUAL, *mounts], HOST)
+    assert bool(found) is strange
+
+
 @pytest.mark.parametrize(
     "status, running, in_memory",
     [
