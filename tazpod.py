@@ -3811,7 +3811,9 @@ INIT_PLACES = (
     "/dev/init",
 )
 # What it keeps for a container beside its settings, in a folder that has the container's id.
-ENGINES_OWN = r"(userdata/|mounts/)?(hosts|hostname|resolv\.conf|\.containerenv|run/secrets|secrets|shm)"
+ENGINES_OWN = (
+    r"(userdata/|mounts/)?(hosts|hostname|resolv\.conf|passwd|group|\.containerenv|(run/)?secrets|shm)"
+)
 # What a container may have of these is no file of the host's, and root in it can mount any of them anew.
 KERNELS_OWN = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs")
 
