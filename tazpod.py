@@ -2330,7 +2330,7 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
         new = getattr(config, KEYS[name].field)
         if KEYS[name].kind is dict:
             new = dict(new)
-        shown = json.dumps(new)
+        shown = json.dumps(new).replace("  ", " \\u0020")  # shown whole, so not `brief`
         if name.startswith("build.") and not _is_below(os.path.normpath(project / new), str(project)):
             shown += " (outside the project)"
         changes.append(Change(name, json.dumps(old), shown))
@@ -9000,7 +9000,7 @@ def cmd_history(args: argparse.Namespace) -> int:
         except VaultError:
             kind = "no sealed vault"
         info = look_at(path)
-        emit(f"{name:<26}  {utc(info.st_mtime)}  {info.st_size:>10} bytes  {kind}")
+        emit(f"{brief(name):<26}  {utc(info.st_mtime)}  {info.st_size:>10} bytes  {kind}")
     if not rows:
         say("there is no sealed vault yet")
     return OK
@@ -9041,7 +9041,7 @@ def cmd_trust(args: argparse.Namespace) -> int:
     with contextlib.suppress(FileNotFoundError):
         dockerfile = read_shared(project / request.config.dockerfile, {owner, os.geteuid()})
         found = dockerfile_changes(dockerfile, read_approval(project) or Approval())
-        changes += [change._replace(name=request.config.dockerfile) for change in found]
+        changes += [change._replace(name=brief(request.config.dockerfile)) for change in found]
     git = approved_git(project)
     worktree = find_worktree(project, {owner, os.geteuid()})
     if worktree and worktree.common != git:
@@ -9644,6 +9644,7 @@ def told_checks(told: Any) -> Iterator[Check]:
 def check_files(config: Config) -> Iterator[Check]:
     """Owners and modes in the envelope, ~/.ssh, and space."""
     refuse_links(config)  # whoever mended what lies behind one would mend another's files
+    owners_of(config.project)  # and in an envelope of somebody else's, one's own would go to that one
     wrong = list(check_owners(config))
     if wrong:
         yield from wrong
@@ -9817,7 +9818,6 @@ def cmd_doctor(args: argparse.Namespace) -> int:
         found.append(Check("ok", "config", f"{CONFIG_PATH} is valid"))
         if not in_pod():
             found.append(check_approval(request))
-            owners_of(project)
     except (TazpodError, OSError) as error:
         found.append(failed_check("config", error, f"edit {project / CONFIG_PATH}"))
     groups: dict[str, Callable[[], Iterator[Check]]] = {"pod": check_pod}

@@ -85,6 +85,8 @@ def test_both_values_are_shown_and_none_can_write_to_the_terminal():
         "env": ("{}", '{"A": null}'),
         "hooks.post_up": ('""', r'"a\u001b[2J\nb\u202e"'),
     }
+    (change,) = tazpod.changes_between(replace(DEFAULT, post_up="a    b" + " " * 99), {})
+    assert json.loads(change.new) == "a    b" + " " * 99 and "  " not in change.new
 
 
 @pytest.mark.parametrize(
@@ -567,6 +569,9 @@ def test_doctor_gives_nothing_to_whoever_owns_the_folder_around_the_project(proj
     os.chown(project / tazpod.CONFIG_PATH, 1, 1)
     fixes = [check.fix for check in tazpod.check_owners(config) if "chown" in check.fix]
     assert fixes == [f"sudo chown -hR 0:0 {project}/.tazpod"]
+    os.chown(project / ".tazpod", 2, 2)
+    said = run_cli("doctor").stdout
+    assert f"{project}/.tazpod: belongs to bin, and you are root" in said and "chown" not in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to read it")
