@@ -122,11 +122,12 @@ LOG_PATH = "/tmp/tazpod-sync.log"
 GUARD_NOTES = "/dev/shm/tazpod-guard.json"  # in RAM: how the guard fares
 POD_PROGRAMS = ("sudo", "gpg", "openssl", "tar", "mount", "umount", "mountpoint")
 
-RAM = "tazpod"  # what a mount table calls the memory of an open vault, wherever it is moved to
+RAM = "tazpod"  # what a mount table calls the memory of an open vault: see `ram_name`
 LOGIN_RAM = "tazpod-login"  # and that of a login before there is one
-# A vault that was destroyed is made so small: that is seen in every namespace that still shows it, and
-# cannot be done to one that holds anything.
-DESTROYED = "size=4k"
+# A vault that was destroyed is made as small as a page, for fewer than a thousand files (tmpfs(5)): every
+# namespace that still shows it tells so.  The kernel does that to none that holds more, and an open vault has
+# two pages in use and room for more files; but root in the container may empty one, and put the mark on.
+DESTROYED = "[^ ]*,size=(4|16|64)k,nr_inodes=[1-9][0-9]{0,2}(,.*)?"
 TRANSIT = ".secrets.transit"  # in the home: where a vault is while it is opened or locked
 PASSPHRASE_FILE = ".vault_pass"  # of the open session, in RAM only
 NEXT_FILE = ".vault_pass.next"  # the one that `passwd` is about to bring into force
@@ -2190,7 +2191,7 @@ def projects_file() -> Path:
 def other_projects(project: Path) -> list[Path]:
     """The projects of this host that are still there, without this one."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        lines = projects_file().read_text(encoding="utf-8").splitlines()
+        lines = projects_file().read_text(encoding="utf-8").split("\n")
         return [Path(line) for line in lines if line != str(project) and Path(line, CONFIG_PATH).is_file()]
     return []
 
@@ -2714,7 +2715,7 @@ class Mount(NamedTuple):
 def parse_mountinfo(text: str) -> list[Mount]:
     """The mounts of /proc/<pid>/mountinfo (proc(5)), in order; later ones cover earlier ones."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # the only character of all that end a line which is never in a path there
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         kind, _, rest = right.partition(" ")
@@ -3201,7 +3202,7 @@ def seen_mounts(container: Container, proc: str = "/proc") -> list[Mount]:
 
 def is_grouped(container: Container, groups: str) -> bool:
     """Whether these are the control groups of a container (cgroups(7))."""
-    names = {line.removesuffix("/container").rpartition("/")[2] for line in groups.splitlines()}
+    names = {line.removesuffix("/container").rpartition("/")[2] for line in groups.split("\n")}
     podman = f"libpod-{container.id}"
     return bool(names & {container.id, f"docker-{container.id}.scope", podman, f"{podman}.scope"})
 
@@ -4056,9 +4057,10 @@ def git_identity() -> dict[str, str]:
     return who
 
 
-def set_up_argv(config: Config) -> list[str]:
+def set_up_argv(config: Config, container: Container) -> list[str]:
     """docker-exec(1), as root, of what fits the container."""
     made: dict[str, Any] = {"user": config.user, "ghost_mode": config.ghost_mode, "vault_binds": config.binds}
+    made["container"] = container.id
     identity = git_identity()
     if identity:
         made["git"] = identity
@@ -4068,7 +4070,7 @@ def set_up_argv(config: Config) -> list[str]:
 
 def set_up_from_host(config: Config, container: Container) -> None:
     """Fit the container, and remember that it was done."""
-    result = act(set_up_argv(config))
+    result = act(set_up_argv(config, container))
     said = result.err + result.out.decode(errors="replace")  # docker tells its own trouble on either
     if re.search("executable file .*not found", said):
         raise MissingProgram(
@@ -4352,13 +4354,21 @@ class Vault:
     """Where a vault lives: its folder on disk, and in the operator's home its mount in RAM."""
 
     def __init__(
-        self, folder: Path, home: Path, size: str = "64m", keep: int = 5, binds: tuple[str, ...] = (".aws",)
+        self,
+        folder: Path,
+        home: Path,
+        size: str = "64m",
+        keep: int = 5,
+        binds: tuple[str, ...] = (".aws",),
+        *,
+        ram: str = RAM,
     ) -> None:
         self.folder = folder
         self.home = home
         self.size = size
         self.keep = keep
         self.binds = binds
+        self.ram = ram
         self.sealed = folder / SEALED_NAME
         self.history = folder / "history"
         self.order = folder / ".order"  # the names in the history, as they were added
@@ -4391,10 +4401,14 @@ def mounts_after(table: Sequence[Mount], argv: Sequence[str]) -> list[Mount]:
     return [*after, shown._replace(point=point)]
 
 
+def table_of(process: str = "/proc/self") -> str:
+    """The mount table of a process, with every character that a path in it may have."""
+    return os.fsdecode(Path(process, "mountinfo").read_bytes())
+
+
 def mount_table() -> list[Mount]:
     """The mounts that this process sees; in a dry run, as what it has shown would have left them."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        table = parse_mountinfo(file.read())
+    table = parse_mountinfo(table_of())
     for argv in OPTIONS.mounts:
         table = mounts_after(table, argv)
     return table
@@ -4428,29 +4442,46 @@ def is_open(vault: Vault) -> bool:
     return True
 
 
+def ram_name(container: str) -> str:
+    """What a mount table calls the memory of an open vault of a container, wherever it is moved to.
+
+    Other containers' memory can be seen where all share the processes of the host, or lies under a project.
+    """
+    if not container:
+        return RAM
+    return f"{RAM}-{container[:12]}"
+
+
 def may_hold_secrets(mount: Mount) -> bool:
     """Whether this is memory, and not that of a vault that was destroyed."""
-    return mount.kind == "tmpfs" and DESTROYED not in mount.options.split(",")
+    return mount.kind == "tmpfs" and not re.fullmatch(DESTROYED, mount.options)
 
 
-def is_open_ram(mount: Mount) -> bool:
-    """Whether this is the memory of an open vault, wherever it is."""
-    return mount.source == RAM and may_hold_secrets(mount)
+def is_open_ram(mount: Mount, name: str) -> bool:
+    """Whether this is the memory of an open vault of that name, wherever it is."""
+    return mount.source == name and may_hold_secrets(mount)
 
 
-def led_astray(vault: Vault) -> list[str]:
-    """Where a vault that is not in its place is open all the same, in whatever mount namespace."""
+def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
+    """Where a vault that is not in its place is open all the same, in whatever mount namespace.
+
+    And if this one does not show it, the processes whose namespaces do.
+    """
     aside = [mount.device for mount in mounts_at(vault.transit)]  # on its way in or out
-    found = {}
+    found: dict[str, bool] = {}
+    holders = {}
     for process in (Path("/proc/self"), *other_processes()):
         with contextlib.suppress(OSError):
-            table = (process / "mountinfo").read_text(errors="surrogateescape")
-            if f" {RAM} " not in table:
+            table = table_of(str(process))
+            if f" {vault.ram} " not in table:
                 continue
             for mount in parse_mountinfo(table):
-                if is_open_ram(mount) and mount.device not in aside:
+                if is_open_ram(mount, vault.ram) and mount.device not in aside:
                     found[mount.point] = True
-    return list(found)
+                    holders[process.name] = name_of(process)
+        if "self" in holders:
+            return list(found), {}
+    return list(found), {int(pid): name for pid, name in holders.items()}
 
 
 def refuse_open_elsewhere(vault: Vault) -> None:
@@ -4460,12 +4491,19 @@ def refuse_open_elsewhere(vault: Vault) -> None:
     """
     if not in_pod():
         return
-    places = led_astray(vault)
+    places, holders = led_astray(vault)
+    where = ", ".join(places)
+    end_all = "or end all of it: tazpod down --discard"
+    if holders:
+        raise VaultError(
+            f"the open vault was moved: only {', '.join(list_holders(holders))} can see it, at {where}",
+            "end that, and what is in there is given up (in the container:"
+            f" sudo kill {' '.join(map(str, holders))}); {end_all}",
+        )
     if places:
         raise VaultError(
-            f"the open vault was moved: it is mounted at {', '.join(places)}",
-            f"put it back (sudo mount --move {quoted(places[0], str(vault.mount))}); or end all of it:"
-            " tazpod down --discard",
+            f"the open vault was moved: it is mounted at {where}",
+            f"put it back (sudo mount --move {quoted(places[0], str(vault.mount))}); {end_all}",
         )
     if is_guarded_elsewhere(vault):
         what = "another container of this project is at work, and may hold its open vault"
@@ -4495,12 +4533,12 @@ def bytes_of(size: str) -> int:
     return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1].lower()]
 
 
-def tmpfs_argv(place: Path, size: str, extra: str = ",noswap", name: str = RAM) -> list[str]:
+def tmpfs_argv(place: Path, size: str, name: str, extra: str = ",noswap") -> list[str]:
     """mount(8) of a tmpfs of this user's, with a file for each 512 bytes that it may hold.
 
     The kernel keeps some 800 bytes of each file, however empty, that its size does not count.
     """
-    files = max(1024, bytes_of(size) // 512)
+    files = max(1024, bytes_of(size) // 512)  # never so few as DESTROYED tells
     options = f"size={size},nr_inodes={files},mode=0700,uid={os.getuid()},gid={os.getgid()}"
     options += f",nosuid,nodev,noexec{extra}"
     return ["mount", "-t", "tmpfs", "-o", options, name, str(place)]
@@ -4513,13 +4551,13 @@ def noswap_refused() -> str:
     return "the kernel does not know noswap"
 
 
-def mount_ram(place: Path, size: str, name: str = RAM) -> int:
+def mount_ram(place: Path, size: str, name: str) -> int:
     """Mount a tmpfs of this user's (tmpfs(5), mount(8)); a descriptor of it, proven to be one.
 
     Who writes through the descriptor writes to RAM, whatever becomes of the mount.
     """
     for extra in (",noswap", ""):  # kernels before 6.4 do not know it
-        result = change_mounts(tmpfs_argv(place, size, extra, name))
+        result = change_mounts(tmpfs_argv(place, size, name, extra))
         if result.code == 0:
             break
     else:
@@ -4577,7 +4615,7 @@ def stray_names(vault: Vault) -> list[str]:
 def mount_tmpfs(vault: Vault) -> int:
     """Mount a fresh tmpfs on TRANSIT, over an empty folder; a descriptor of it."""
     must_be_empty(vault.transit)
-    return mount_ram(vault.transit, vault.size)
+    return mount_ram(vault.transit, vault.size, vault.ram)
 
 
 def move_mount(source: Path, target: Path, *more: Sequence[str]) -> bool:
@@ -4630,7 +4668,7 @@ def destroy_transit(vault: Vault) -> list[str]:
     while True:
         mount = mounted_at(vault.transit)
         if mount is None:
-            return [f"{pid or 'a process'} ({name})" for pid, name in sorted(holders.items())]
+            return list_holders(holders)
         if mount.kind != "tmpfs":
             raise VaultError(f"{vault.transit}: a {mount.kind} is mounted there")
         device = os.makedev(*map(int, mount.device.split(":")))
@@ -4660,13 +4698,23 @@ def erase_argvs(place: Path) -> list[list[str]]:
     ]
 
 
+def marked(files: int) -> str:
+    """The options that make memory as small as DESTROYED tells, for so many files and folders."""
+    return f"size={os.sysconf('SC_PAGE_SIZE') >> 10}k,nr_inodes={files}"
+
+
 def destroy_argvs(place: Path, inside: Sequence[str], others: Sequence[str]) -> list[list[str]]:
-    """What destroys a mount that nobody holds, with what is mounted inside it and the other places it has."""
+    """What destroys a mount that nobody holds, with what is mounted inside it and the other places it has.
+
+    The mark shows where somebody has come meanwhile, or a file keeps a namespace; the kernel refuses it where
+    anything but the empty folder is left, such as what was deleted and is held.
+    """
     commands = []
     if inside:
         commands.append(["umount", *inside])
     commands += [remount_argv(place, "rw"), *erase_argvs(place)]
-    return [*commands, *(["umount", other] for other in others), ["umount", str(place)]]
+    commands += [["umount", other] for other in others]  # they hold folders of it
+    return [*commands, remount_argv(place, f"ro,{marked(1)}"), ["umount", str(place)]]
 
 
 def erase_and_unmount(vault: Vault, mount: Mount) -> bool:
@@ -4695,23 +4743,52 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
         holders.update({int(pid): str(name) for pid, name in told["held"].items()})
     if left:
         raise VaultError(f"{left[0]} could not be emptied: the vault is not destroyed", "tazpod down")
-    # Who holds a folder makes no new file; where one is held that was deleted, the kernel refuses the last.
-    change_mounts(erase_argvs(place)[1], remount_argv(place, DESTROYED), remount_argv(place, "ro"))
+    # Who holds the folder makes nothing new in it; those below it are deleted, and take nothing any more.
+    change_mounts(["chown", "0:0", str(place)], erase_argvs(place)[1])
     refuse_what_is_left(place, device)
+    if not mark_destroyed(place, device):
+        warn("the vault was emptied, but what still holds its memory may write there, and that is lost")
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
     return holders
 
 
+def room_of(place: Path, device: int) -> os.statvfs_result | None:
+    """What a vault that is destroyed still takes (statvfs(3)); None where it is gone already.
+
+    An umount that outlived its tazpod may have been faster: then this is the disk.
+    """
+    if OPTIONS.dry_run:
+        return None
+    with closing(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as folder:
+        if os.fstat(folder).st_dev != device:
+            return None
+        return os.statvfs(folder)
+
+
+def mark_destroyed(place: Path, device: int) -> bool:
+    """Put the mark on a vault that was emptied, so that it takes nothing any more; whether it is there."""
+    for _ in range(ATTEMPTS):
+        files = 1
+        room = room_of(place, device)
+        if room:
+            files = room.f_files - room.f_ffree
+        done = change_mounts(remount_argv(place, f"ro,{marked(files)}"))
+        if done.code != 0:  # the kernel refuses `ro` while a folder is held that was deleted
+            done = change_mounts(remount_argv(place, marked(files)))
+        if done.code == 0:
+            break
+        time.sleep(0.03)  # they come and go with what others hold
+    mount = mounted_at(place)
+    return OPTIONS.dry_run or mount is None or not may_hold_secrets(mount)
+
+
 def refuse_what_is_left(place: Path, device: int) -> None:
     """VaultError when a vault that was emptied still holds something: a file that was deleted, and that a
     process has open into which nobody may look."""
-    if OPTIONS.dry_run:
+    room = room_of(place, device)
+    if room is None or room.f_files - room.f_ffree == 1:  # the folder itself
         return
-    with closing(os.open(place, _FOLDER)) as folder:
-        if os.fstat(folder).st_dev != device:
-            return  # an umount that outlived its tazpod was faster: this is the disk
-        room = os.statvfs(folder)
     left = (room.f_blocks - room.f_bfree) * room.f_frsize
     if not room.f_blocks:
         raise VaultError(
@@ -4763,24 +4840,29 @@ def name_of(process: Path) -> str:
     return "?"
 
 
+def list_holders(processes: Mapping[int, str]) -> list[str]:
+    """Processes for people; 0 for one that nobody may look into."""
+    return [f"{pid or 'a process'} ({name})" for pid, name in sorted(processes.items())]
+
+
 def scan_namespaces(device: str, places: Collection[str] = ()) -> dict[int, str]:
     """The processes whose mount namespace is not ours and shows a device, too; anybody may look at that.
 
     With `places` only a mount there counts: once a device is gone, its number may be given to another.
     """
 
-    def mount_ids(table: Path) -> set[str]:
+    def mount_ids(process: str) -> set[str]:
         ids = set()
-        for line in table.read_text(errors="surrogateescape").splitlines():
+        for line in table_of(process).split("\n"):
             if f" {device} " in line and (not places or parse_mountinfo(line)[0].point in places):
                 ids.add(line.split()[0])
         return ids
 
-    ours = mount_ids(Path("/proc/self/mountinfo"))
+    ours = mount_ids("/proc/self")
     found = {}
     for process in other_processes():
         with contextlib.suppress(OSError):
-            if mount_ids(process / "mountinfo") - ours:
+            if mount_ids(str(process)) - ours:
                 found[int(process.name)] = name_of(process)
     return found
 
@@ -5534,7 +5616,7 @@ def refuse_not_open(vault: Vault, what: str) -> None:
 
 
 def tell_lost(vault: Vault) -> None:
-    """Of a locked vault, say once that its RAM went away while it was open.
+    """Of a vault that was open, say once that its memory is not there any more: the container stopped, say.
 
     While a guard of the project is at work, only the container that it is in can tell; another container
     gets an error, for the vault may be open there.
@@ -5544,7 +5626,7 @@ def tell_lost(vault: Vault) -> None:
     refuse_open_elsewhere(vault)
     with contextlib.suppress(OSError):
         when = utc(look_at(vault.marker).st_mtime)
-        warn(f"the container stopped while the vault was open; what changed after {when} is lost")
+        warn(f"the vault was open, and its memory is not there any more; what changed after {when} is lost")
         remove_file(vault.marker)
 
 
@@ -5731,7 +5813,8 @@ def is_sealed(vault: Vault, tree: Tree, state: Mapping[str, str], on_disk: str) 
 def must_fit(vault: Vault, tree: Tree) -> None:
     """Refuse a vault that holes make so large that to compare it with its sealed copy would take for ever."""
     room = os.statvfs(vault.mount)
-    limit = SPARSE_LIMIT * room.f_blocks * room.f_frsize
+    most = room.f_blocks * room.f_frsize or bytes_of(vault.size)  # root may have taken the limit away
+    limit = SPARSE_LIMIT * most
     if tree.size > limit:
         size, name = tree.largest
         raise VaultError(
@@ -6546,7 +6629,8 @@ def host_vault(config: Config) -> Vault:
 def pod_vault(config: Config) -> Vault:
     """The vault as the pod sees it."""
     folder = Path(WORKSPACE, ENVELOPE, "vault")
-    return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds)
+    ram = ram_name(str(pod_made().get("container", "")))
+    return Vault(folder, Path(config.home), config.vault_size, config.vault_keep, config.binds, ram=ram)
 
 
 def seen_to_be_open(config: Config, container: Container, proc: str = "/proc") -> bool:
@@ -8221,22 +8305,26 @@ def cmd_up(args: argparse.Namespace) -> int:
 
 
 def places_with_secrets(config: Config, container: Container) -> list[str]:
-    """Where in a running container, whatever it is made with, memory lies at a place of secrets."""
-    look = "cat /proc/[0-9]*/mountinfo 2> /dev/null || :"  # of each namespace; a process may end meanwhile
+    """Where in a running container, whatever it is made with, memory lies at a place of secrets.
+
+    Elsewhere, and in other mount namespaces, it counts by its name: they may be another container's.
+    """
+    # Its own namespace, an empty line, each other; a process may end meanwhile.
+    look = "cat /proc/self/mountinfo && echo && cat /proc/[0-9]*/mountinfo 2> /dev/null || :"
     result = capture([config.program, "exec", container.name, "sh", "-c", look])
     if result.code != 0:
         if re.search("executable file .*not found", result.err + result.out.decode(errors="replace")):
             return []  # an image without a shell has never held a vault
         raise engine_error(result)
     place = f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})"
-    mounts = parse_mountinfo(result.out.decode(errors="surrogateescape"))
+    own, _, others = result.out.decode(errors="surrogateescape").partition("\n\n")
+    mounts = parse_mountinfo(own)
     if not mounts:
         raise TazpodError(f"the container {container.name} does not show what is mounted in it")
-    found = {}
-    for mount in mounts:
-        if is_open_ram(mount) or (may_hold_secrets(mount) and re.fullmatch(place, mount.point)):
-            found[mount.point] = True
-    return list(found)
+    placed = [mount for mount in mounts if may_hold_secrets(mount) and re.fullmatch(place, mount.point)]
+    name = ram_name(container.id)
+    moved = [mount for mount in [*mounts, *parse_mountinfo(others)] if is_open_ram(mount, name)]
+    return list(dict.fromkeys(mount.point for mount in placed + moved))
 
 
 def agree_to_end(count: int) -> None:
@@ -9261,7 +9349,7 @@ def pod_facts(config: Config) -> dict[str, Any]:
     told: bool | None = opened
     astray = False
     if config.ghost_mode and not opened:
-        astray = bool(led_astray(vault))
+        astray = bool(led_astray(vault)[0])
         if astray or is_guarded_elsewhere(vault):
             told = None
     known = sealed_facts(config, vault, told)
@@ -9408,7 +9496,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (f.config_unapproved, unapproved, "tazpod trust"),
         (second, f"the container {second} belongs to this project too", "".join(f.container_others_end[:1])),
         (not asleep, f"the container is {f.container_state}", "tazpod up"),
-        (f.vault_lost_since, f"the container stopped while the vault was open{lost}", enter_again),
+        (f.vault_lost_since, f"the vault was open, and its memory is not there any more{lost}", enter_again),
         (f.vault_format == "unreadable", "the sealed vault cannot be read", "tazpod history"),
         (nothing and f.vault_missing, "the sealed vault is missing", FOUND_AGAIN.get(f.vault_missing, "")),
         (nothing and not f.vault_missing, "there is no vault yet", enter_again),
@@ -9751,10 +9839,10 @@ def check_ram() -> Iterator[Check]:
     if OPTIONS.dry_run:
         return  # to find out, one is mounted
     with empty_folder("tazpod-") as place:
-        kept = change_mounts(tmpfs_argv(place, "64k", name="trial"))
+        kept = change_mounts(tmpfs_argv(place, "64k", "trial"))
         done = kept
         if kept.code != 0:
-            done = change_mounts(tmpfs_argv(place, "64k", "", name="trial"))
+            done = change_mounts(tmpfs_argv(place, "64k", "trial", ""))
         if done.code == 0:
             try_unmount(place)
             yield Check("ok", "tmpfs", "can be mounted")

@@ -227,13 +227,13 @@ COPY = ("docker", "cp", "-", f"{NAME}:/")
 SETUP = (
     *("docker", "exec", "-u", "0", NAME),
     *("python3", "-Esc", tazpod.POD_START, "__internal_setup"),
-    '{"user": "tazpod", "ghost_mode": true, "vault_binds": [".aws"]}',
+    json.dumps({"user": "tazpod", "ghost_mode": True, "vault_binds": [".aws"], "container": "7" * 64}),
     *(".pi", ".omp", ".gemini", ".claude", ".codex", ".opencode"),
     *(".local/share/opencode", ".config/opencode", ".local/state/opencode"),
 )
 GUARD = ("docker", "exec", "-d", NAME, "/usr/local/bin/tazpod", "__internal_sync_daemon")
 LIST = ("docker", "container", "ls", "-aq")
-LOOK = "cat /proc/[0-9]*/mountinfo 2> /dev/null || :"
+LOOK = "cat /proc/self/mountinfo && echo && cat /proc/[0-9]*/mountinfo 2> /dev/null || :"
 MEMORY = ("docker", "exec", NAME, "sh", "-c", LOOK)
 NO_MEMORY = "1 0 0:1 / / rw - overlay overlay rw\n"
 IS_OPEN = ("docker", "exec", NAME, "mountpoint", "-q", "/home/tazpod/secrets")

@@ -349,7 +349,7 @@ def test_without_sys_admin_nothing_is_unpacked_anywhere(project_with_vault: Plac
 
 
 GONE = {"stopped": ("stop", "-t", "0"), "killed": ("kill",), "removed": ("rm", "-f")}
-LOST = "the container stopped while the vault was open; what changed after .* is lost"
+LOST = "the vault was open, and its memory is not there any more; what changed after .* is lost"
 
 
 @pytest.mark.parametrize("words", GONE.values(), ids=GONE)

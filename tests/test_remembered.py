@@ -124,6 +124,7 @@ WAYS = {
     "a part of it": f"mkdir {SECRETS}/part && mount --bind {SECRETS}/part /opt/kept && {LEAVE}",
     "where a login is": f"umount -l /home/tazpod/.aws; mount --move {SECRETS} /home/tazpod/.aws",
     "another home": f"mkdir -p /home/x/secrets && mount --move {SECRETS} /home/x/secrets",
+    "a name with other ends of lines": f"x=$'/opt/a\\fb\\r'; mkdir $x; mount --move {SECRETS} $x",
     "a namespace": f"unshare -m sh -c 'while :; do sleep 1; done' & sleep 0.5; {LEAVE}",
 }
 BACK = {
@@ -171,7 +172,96 @@ def test_a_destroyed_vault_that_a_namespace_still_shows_is_in_nobodys_way(open_p
 def shown_in(place: Place) -> list[str]:
     """The mounts of our memory, in all namespaces."""
     tables = place.inside("cat /proc/[0-9]*/mountinfo | sort -u", user="0").stdout
-    return [mount.point for mount in tazpod.parse_mountinfo(tables) if mount.source == tazpod.RAM]
+    return [m.point for m in tazpod.parse_mountinfo(tables) if m.source == name_of_ram(place)]
+
+
+def name_of_ram(place: Place) -> str:
+    """What a mount table calls the memory of the open vault of a container."""
+    return tazpod.ram_name(docker("inspect", "-f", "{{.Id}}", place.name).strip())
+
+
+PANE = """cd %s && (until [ -e /tmp/locked ]; do sleep 0.2; done
+for _ in 1 2 3; do ln -s KEY link; echo KEY > token; mkdir more; sleep 0.5; done
+touch /tmp/$(basename "$PWD")-ended) > /dev/null 2>&1 &"""
+
+
+@pytest.mark.parametrize("other", ["", "~/secrets/github", "~/.aws"])
+def test_a_destroyed_vault_takes_nothing_from_those_who_still_sit_in_it(
+    open_place: Place, other: str
+) -> None:
+    """A folder that is held and was deleted keeps the kernel from making the memory read-only."""
+    open_place.reads("mkdir -p ~/secrets/github")
+    open_place.reads(PANE % "~/secrets")
+    if other:
+        open_place.reads(f"cd {other} && sleep 1 > /dev/null 2>&1 & sleep 0.2")
+    assert "still in the vault when it was locked: " in open_place.ok("lock")
+    open_place.reads("touch /tmp/locked")
+    look = "cd /proc/$(pgrep -of KEY)/cwd && ls -A ."
+    assert open_place.inside(f"sleep 1; {look}").stdout == ""
+    eventually(lambda: open_place.inside("ls /tmp/*-ended").returncode == 0, "it has tried")
+    assert "the vault is locked already" in open_place.ok("lock")
+    assert open_place.run("status").returncode == 0
+
+
+def test_a_namespace_that_a_file_keeps_is_in_nobodys_way(open_place: Place) -> None:
+    keep = (
+        "mkdir -p /run/p && mount --bind /run/p /run/p && mount --make-private /run/p && touch /run/p/ns &&"
+        " for _ in 1 2 3 4 5; do unshare --mount=/run/p/ns true && exit 0; done; exit 1"
+    )
+    assert open_place.inside(keep, user="0").returncode == 0
+    assert "the vault is locked" in open_place.ok("lock")
+    open_place.inside("nsenter --mount=/run/p/ns sleep 1000 > /dev/null 2>&1 &", user="0")
+    eventually(lambda: shown_in(open_place), "its namespace shows the vault")
+    assert "the vault is locked already" in open_place.ok("lock")
+    assert open_place.run("status").returncode == 0
+    open_place.ok("unlock", passphrase=PASSPHRASE)
+    open_place.ok("down")
+
+
+HOLD = """import ctypes, os, threading, time
+def hold():
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x20000) == 0 and libc.mount(b"none", b"/", None, 0x44000, None) == 0
+    fd = os.open("SECRETS/deleted", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"KEY" * 5000)
+    os.unlink("SECRETS/deleted")
+    libc.prctl(4, 0, 0, 0, 0)
+    open("/tmp/held", "w").close()
+    time.sleep(1000)
+threading.Thread(target=hold).start()
+"""
+
+
+def test_a_deleted_file_that_a_thread_elsewhere_holds_is_not_called_locked(open_place: Place) -> None:
+    script = HOLD.replace("SECRETS", SECRETS)
+    open_place.inside(
+        f"cat > /tmp/hold.py << 'END'\n{script}END\npython3 /tmp/hold.py > /dev/null 2>&1 &", user="0"
+    )
+    eventually(lambda: open_place.inside("ls /tmp/held").returncode == 0, "it holds the file")
+    refused = open_place.run("lock")
+    assert refused.returncode == 1 and "of deleted files are still held" in refused.stderr
+    assert open_place.run("down").returncode == 1
+    open_place.reads("pkill -f hold.py", user="0")
+    assert "locked" in open_place.ok("lock")
+    open_place.ok("down")
+
+
+def test_memory_that_a_program_names_like_an_open_vault_is_told_with_that_program(open_place: Place) -> None:
+    """Any program can mount some, in a namespace of users of its own; who works here must see which it is."""
+    name = name_of_ram(open_place)
+    for source in ("tazpod", name):
+        line = f"mkdir -p /tmp/t; mount -t tmpfs {source} /tmp/t && exec sleep 1000"
+        open_place.inside(f'unshare -rm sh -c "{line}" > /dev/null 2>&1 &', user="1000")
+    shows = f"grep -l ' {name} .*uid=' /proc/[0-9]*/mountinfo"
+    eventually(lambda: open_place.inside(shows).returncode == 0, "it is mounted")
+    open_place.ok("lock")
+    refused = open_place.run("lock")
+    assert refused.returncode == 1
+    found = re.search(r"only ([0-9]+) \(sleep\) can see it, at /tmp/t\n.* sudo kill \1\)", refused.stderr)
+    assert found, refused.stderr
+    open_place.reads(f"sudo kill {found[1]}")
+    assert "locked already" in open_place.ok("lock")
+    open_place.ok("down")
 
 
 def test_the_container_of_a_folder_that_was_deleted_says_so(open_place: Place) -> None:

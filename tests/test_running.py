@@ -680,6 +680,7 @@ def mounts(*lines):
         (r"36 35 0:5 / /a\134040b rw - tmpfs x rw", ("0:5", "/a\\040b", "tmpfs")),
         ("36 35 0:5 / /☃ rw - fuse.sshfs a@b:/c rw", ("0:5", "/☃", "fuse.sshfs")),
         ("36 35 0:5 / /x rw - tmpfs - rw", ("0:5", "/x", "tmpfs")),
+        ("36 35 0:5 / /a\fb\rc\u2028d\x1c rw - tmpfs x rw", ("0:5", "/a\fb\rc\u2028d\x1c", "tmpfs")),
     ],
 )
 def test_a_line_of_mountinfo(line, mount):
@@ -689,6 +690,27 @@ def test_a_line_of_mountinfo(line, mount):
 @pytest.mark.parametrize("line", ["", "garbage", "1 2 3 4", " - tmpfs tmpfs rw"])
 def test_a_line_that_is_no_mount_is_passed_over(line):
     assert mounts(line) == []
+
+
+@pytest.mark.parametrize(
+    "options, holds",
+    [
+        ("rw,size=65536k,nr_inodes=131072,mode=700", True),
+        ("rw,size=64k,nr_inodes=1024,mode=700", True),
+        ("rw,size=4k,nr_inodes=1024", True),
+        ("rw,size=4k", True),
+        ("rw,size=8k,nr_inodes=1", True),
+        ("rw,size=64k,nr_inodes=0", True),
+        ("rw,size=0k,nr_inodes=1", True),
+        ("rw,mode=700,mpol=x=size=4k,nr_inodes=1x", True),
+        ("ro,size=4k,nr_inodes=1,mode=700", False),
+        ("rw,size=16k,nr_inodes=37", False),
+        ("rw,size=64k,nr_inodes=999,mode=700,noswap", False),
+    ],
+)
+def test_the_mark_of_a_destroyed_vault(options, holds):
+    assert tazpod.may_hold_secrets(tazpod.Mount("0:5", "/x", "tmpfs", options=options)) == holds
+    assert tazpod.may_hold_secrets(tazpod.Mount("0:5", "/x", "ext4", options=options)) is False
 
 
 def test_the_real_table_is_read_and_the_topmost_mount_counts(tmp_path):

@@ -409,6 +409,22 @@ def test_holes_larger_than_anything_are_refused_at_once_by_name(opened: World) -
     assert tazpod.save(opened.vault) is not None
 
 
+def test_a_vault_whose_limit_was_taken_away_can_be_saved_and_locked(opened: World) -> None:
+    run("mount", "-o", "remount,size=0", opened.open)
+    opened.put("new", "x")
+    assert tazpod.save(opened.vault) is not None
+    tazpod.lock(opened.vault)
+    assert opened.mounted() == []
+
+
+def test_a_vault_that_nobody_holds_is_marked_and_gone_in_one_call(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tazpod, "destroy_held")
+    tazpod.lock(opened.vault)
+    assert opened.mounted() == []
+
+
 def test_empty_files_are_limited_as_well(worlds: Callable[..., World]) -> None:
     world = worlds(size="1m")
     world.unlock()
