@@ -4462,6 +4462,13 @@ def is_open_ram(mount: Mount, name: str) -> bool:
     return mount.source == name and may_hold_secrets(mount)
 
 
+def lies_at_secrets(mount: Mount) -> bool:
+    """Whether this may be an open vault by its place, in whatever home: an older tazpod gave all one name."""
+    return may_hold_secrets(mount) and bool(
+        re.fullmatch(f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})", mount.point)
+    )
+
+
 def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
     """Where a vault that is not in its place is open all the same, in whatever mount namespace.
 
@@ -4470,7 +4477,13 @@ def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
     aside = [mount.device for mount in mounts_at(vault.transit)]  # on its way in or out
     found: dict[str, bool] = {}
     holders = {}
-    for process in (Path("/proc/self"), *other_processes()):
+    for mount in mount_table():
+        older = mount.source == RAM and lies_at_secrets(mount)
+        if (older or is_open_ram(mount, vault.ram)) and mount.device not in aside:
+            found[mount.point] = True
+    if found:
+        return list(found), {}
+    for process in other_processes():
         with contextlib.suppress(OSError):
             table = table_of(str(process))
             if f" {vault.ram} " not in table:
@@ -4478,10 +4491,8 @@ def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
             for mount in parse_mountinfo(table):
                 if is_open_ram(mount, vault.ram) and mount.device not in aside:
                     found[mount.point] = True
-                    holders[process.name] = name_of(process)
-        if "self" in holders:
-            return list(found), {}
-    return list(found), {int(pid): name for pid, name in holders.items()}
+                    holders[int(process.name)] = name_of(process)
+    return list(found), holders
 
 
 def refuse_open_elsewhere(vault: Vault) -> None:
@@ -8316,12 +8327,11 @@ def places_with_secrets(config: Config, container: Container) -> list[str]:
         if re.search("executable file .*not found", result.err + result.out.decode(errors="replace")):
             return []  # an image without a shell has never held a vault
         raise engine_error(result)
-    place = f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})"
     own, _, others = result.out.decode(errors="surrogateescape").partition("\n\n")
     mounts = parse_mountinfo(own)
     if not mounts:
         raise TazpodError(f"the container {container.name} does not show what is mounted in it")
-    placed = [mount for mount in mounts if may_hold_secrets(mount) and re.fullmatch(place, mount.point)]
+    placed = [mount for mount in mounts if lies_at_secrets(mount)]
     name = ram_name(container.id)
     moved = [mount for mount in [*mounts, *parse_mountinfo(others)] if is_open_ram(mount, name)]
     return list(dict.fromkeys(mount.point for mount in placed + moved))

@@ -264,6 +264,22 @@ def test_memory_that_a_program_names_like_an_open_vault_is_told_with_that_progra
     open_place.ok("down")
 
 
+def test_an_open_vault_of_an_older_tazpod_has_one_name_for_all_and_is_found_in_another_home(
+    open_place: Place,
+) -> None:
+    """Only at a place of secrets: a project of the host may lie on memory of any name."""
+    open_place.ok("lock")
+    there = "mkdir -p /home/x/secrets /opt/data && mount -t tmpfs tazpod /home/x/secrets"
+    assert open_place.inside(f"{there} && mount -t tmpfs tazpod /opt/data", user="0").returncode == 0
+    for word in ("lock", "unlock", "down"):
+        refused = open_place.run(word, passphrase=PASSPHRASE if word == "unlock" else None)
+        assert refused.returncode == 1 and "at /home/x/secrets" in refused.stderr
+        assert "/opt/data" not in refused.stderr
+    assert open_place.inside("umount /home/x/secrets", user="0").returncode == 0
+    open_place.ok("unlock", passphrase=PASSPHRASE)
+    open_place.ok("down")
+
+
 def test_the_container_of_a_folder_that_was_deleted_says_so(open_place: Place) -> None:
     shutil.rmtree(open_place.folder)
     open_place.folder.mkdir()
