@@ -33,6 +33,7 @@ VOLATILE = (
     (r"--(leaving|session) \w+", r"--\1 SESSION"),
     (r"/run/\w+\.shell", "/run/SESSION.shell"),
     (r"\.[0-9a-f]{8}\.part", ".ID.part"),
+    (r'"container": "[0-9a-f]*"', '"container": "ID"'),  # the engine gives it
     (r"--debug ", ""),
 )
 
