@@ -3343,9 +3343,21 @@ def look_for_container(config: Config, *, new: bool = False) -> Found:
         refuse_other_engine(config)
         refuse_hidden_container(config)
         return Found(config, None, image)
+    container = as_it_is(config, container)
     if container.running and not new:
         refuse_another_folder(config, container)
     return Found(config_of(config, container), container, image)
+
+
+def as_it_is(config: Config, container: Container) -> Container:
+    """The container, stopped where Podman calls it running and its first process is dead.
+
+    So it goes on when conmon, who would have told Podman, was killed as well, as memory that ends does it.
+    """
+    tells = config.program == "podman" and sys.platform == "linux" and not any(map(os.environ.get, ELSEWHERE))
+    if tells and container.running and container.pid and not os.path.exists(f"/proc/{container.pid}"):
+        return container._replace(status="exited", pid=0)
+    return container
 
 
 def refuse_hidden_container(config: Config) -> None:
@@ -3757,7 +3769,7 @@ def start_container(config: Config, container: Container | None, image: str) -> 
     if started is None or not started.running:
         raise TazpodError(
             f"the container {name} stopped as soon as it was started",
-            f"{config.program} logs {name} shows why",
+            f"{config.program} logs {name} shows why; tazpod up --recreate makes it anew",
         )
     return started
 
@@ -4334,7 +4346,7 @@ def stop_container(config: Config, container: Container) -> None:
     # what `docker kill` does at once.
     for verb in ("kill", "stop", "rm"):
         result = act([config.program, verb, config.container_name])
-        idle = verb == "kill" and re.search("is not running|can only kill running", result.err)
+        idle = verb == "kill" and re.search("is not running|can only kill running|state improper", result.err)
         if result.code != 0 and not idle:
             raise engine_error(result)
     pretend(config, None)
@@ -6846,10 +6858,13 @@ def dead_sessions(folder: Path) -> list[Path]:
     return [lease for lease in leases if kind_of(lease).lock_follows and not is_alive(lease)]
 
 
-def live_sessions(folder: Path) -> int:
-    """How many sessions use the vault."""
-    leases = sessions(folder).values()
-    return sum(1 for lease in leases if kind_of(lease).uses_vault and is_alive(lease))
+def live_sessions(folder: Path, leaving: str = "") -> int:
+    """How many sessions use the vault, without one that leaves: a read-only disk has no mark of that."""
+    count = 0
+    for name, lease in sessions(folder).items():
+        if name != leaving and kind_of(lease).uses_vault and is_alive(lease):
+            count += 1
+    return count
 
 
 def ensure_guard(config: Config) -> bool:
@@ -7611,7 +7626,7 @@ def leave_after_run(config: Config, session: Session, code: int, cut: bool) -> t
     """Leave the vault that a command has used: the status to exit with, and whether the guard must go on."""
     with contextlib.suppress(OSError):  # the command may have cleaned up there
         session.become(LEAVING)
-    if live_sessions(config.run_folder):
+    if live_sessions(config.run_folder, session.id):
         return code, cut
     code, left = leave_and_tell(config, session, cut, code)
     return code, not left
@@ -7700,7 +7715,7 @@ def end_dead_sessions(folder: Path, leaving: str = "") -> tuple[list[Path], int]
         hang_up(folder, leaving)
     for name, path in sessions(folder).items():
         if is_alive(path) or has_shell_at_least(folder, name):
-            if kind_of(path).uses_vault:
+            if kind_of(path).uses_vault and name != leaving:  # on a read-only disk it could not be marked
                 alive += 1
             continue
         hang_up(folder, name)
@@ -8733,7 +8748,7 @@ def save_and_lock(args: argparse.Namespace, config: Config, folder: Path) -> int
     before_lock(config.pre_lock)
     wanted = None
     if args.leaving:
-        wanted = partial(live_sessions, folder)
+        wanted = partial(live_sessions, folder, args.leaving)
     holders = None
     if args.discard:
         progress("what changed since the last save is given up")

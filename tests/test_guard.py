@@ -310,6 +310,16 @@ def test_with_a_read_only_disk_a_vault_is_opened_and_locked_again(lab: Place) ->
         assert lab.is_shut()
 
 
+def test_who_leaves_last_while_the_disk_is_read_only_locks(lab: Place) -> None:
+    person = lab.enter()
+    assert person.sh("cat ~/secrets/kept") == SECRET
+    with read_only(lab):
+        assert person.leaves() == 0
+        assert "more session" not in person.seen
+        assert lab.is_shut()
+    assert lab.is_shut()
+
+
 # -- what dies under a word
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -381,3 +382,21 @@ def test_a_session_ends_well_while_somebody_types_in_the_config(open_place: Plac
     assert other.leaves() == 0
     eventually(open_place.is_shut, "it is locked")
     assert kept(open_place, before) == {"first": "precious"}
+
+
+@pytest.mark.skipif(enginelib.ENGINE != "podman", reason="each container of Podman has a conmon of its own")
+@pytest.mark.parametrize("word", [("down",), ("up", "--recreate", "--force")])
+def test_a_container_that_died_with_its_conmon_is_told_and_can_be_ended(
+    open_place: Place, word: tuple[str, ...]
+) -> None:
+    open_place.ok("save")
+    told = docker("inspect", "-f", "{{.State.ConmonPid}} {{.State.Pid}}", open_place.name).split()
+    for pid in map(int, told):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in told), "both are dead")
+    status = open_place.run("status")
+    assert "the container stopped" in status.stdout or "is lost" in status.stdout, status
+    said = open_place.ok(*word)
+    assert "is lost" in said
+    open_place.ok("up")
+    assert kept(open_place, (open_place.folder / tazpod.CONFIG_PATH).read_text()) == {"first": "precious"}
