@@ -7,7 +7,7 @@
 #   make engines what touches the engine, on Podman with root and without, and
 #                on Docker with the storage driver vfs
 #   make walk    a random walk with faults, ten minutes of it, on an engine of its
-#                own; ARGS='--seed N --steps N', see tests/walk/__main__.py
+#                own; ENGINE=podman; ARGS='--seed N --steps N', see tests/walk/__main__.py
 #   make check   ruff and mypy
 #   make man     docs/tazpod.1, from the tables that --help is made from
 #   make audit   docs/audit.md, from the builders of the calls
@@ -58,8 +58,9 @@ engines: .venv/ready
 
 walk: .venv/ready
 	tests/engine need gpg ip=iproute2
-	tests/engine image docker $(TEST_IMAGE) aws
-	tests/engine with docker env TAZPOD_TEST_IMAGE=$(TEST_IMAGE) .venv/bin/python tests/walk --faults $(ARGS)
+	tests/engine image $(ENGINE) $(TEST_IMAGE) aws
+	tests/engine with $(ENGINE) env TAZPOD_TEST_IMAGE=$(TEST_IMAGE) \
+	    .venv/bin/python tests/walk --engine $(ENGINE) --faults $(ARGS)
 
 check: .venv/ready
 	.venv/bin/ruff check .

@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -85,13 +86,13 @@ sys.exit(status)
 # -- the quick aws
 
 
-def serve_aws() -> None:
+def serve_aws(address: str = SOCKET) -> None:
     """Fork for every call; the child becomes the caller: its words, environment, descriptors."""
     import awscli.clidriver
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(SOCKET)
+        server.bind(address)
         server.listen(64)
         while True:
             caller, _ = server.accept()
@@ -119,6 +120,7 @@ def be_aws(caller: socket.socket, main: Any) -> None:
         high = [os.dup(fd) for fd in got]
         caller_fd = os.dup(caller.fileno())
         assert not set(words["fds"]) & {*high, caller_fd}, "descriptors overlap"
+        threading.Thread(target=end_with, args=(caller_fd,), daemon=True).start()
         for fd, number in zip(high, words["fds"]):
             os.dup2(fd, number)
             os.set_inheritable(number, True)
@@ -142,6 +144,12 @@ def be_aws(caller: socket.socket, main: Any) -> None:
         os._exit(0)
 
 
+def end_with(caller: int) -> None:
+    """End this call when its caller is killed, as the caller itself would have."""
+    os.read(caller, 1)
+    os._exit(1)
+
+
 # -- the gate
 
 
@@ -151,6 +159,7 @@ class Gate(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     rules: ClassVar[list[dict[str, Any]]] = []
     log: ClassVar[list[dict[str, Any]]] = []
+    store: ClassVar[tuple[str, int]] = ("127.0.0.1", STORE)
 
     def control(self) -> None:
         if self.command == "PUT":
@@ -189,7 +198,7 @@ class Gate(http.server.BaseHTTPRequestHandler):
         note["told"] = "\n".join(f"{name}: {value}" for name, value in self.headers.items())
         Gate.log.append(note)
         rule = self.rule()
-        do = rule.get("do", "")
+        do = note["done"] = rule.get("do", "")
         if do == "hang":
             self.connection.settimeout(30)
             self.connection.recv(1)
@@ -205,10 +214,14 @@ class Gate(http.server.BaseHTTPRequestHandler):
             return self.answer(
                 rule["status"], text, {"Content-Length": str(len(text)), **rule.get("headers", {})}
             )
-        store = http.client.HTTPConnection("127.0.0.1", STORE, timeout=30)
-        store.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        store = http.client.HTTPConnection(*Gate.store, timeout=30)
+        path, hidden = self.path, ["expect"]
+        if do == "serve another":  # which anybody may read: the signature is for the one that was asked for
+            path = rule["another"]
+            hidden += ["authorization", "x-amz-date", "x-amz-content-sha256"]
+        store.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            if name.lower() != "expect":
+            if name.lower() not in hidden:
                 store.putheader(name, value)
         store.endheaders(body)
         reply = store.getresponse()
@@ -240,13 +253,13 @@ class Gate(http.server.BaseHTTPRequestHandler):
         """Nothing: standard error is for what fails."""
 
 
-def serve_gate() -> None:
+def serve_gate(host: str = "0.0.0.0", port: int = GATE) -> None:
     http.server.ThreadingHTTPServer.request_queue_size = 64
-    http.server.ThreadingHTTPServer(("0.0.0.0", GATE), Gate).serve_forever()
+    http.server.ThreadingHTTPServer((host, port), Gate).serve_forever()
 
 
-def control(method: str, body: Any = None) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", GATE, timeout=30)
+def control(method: str, body: Any = None, host: str = "127.0.0.1", port: int = GATE) -> Any:
+    connection = http.client.HTTPConnection(host, port, timeout=30)
     connection.request(method, "/control", None if body is None else json.dumps(body))
     return json.loads(connection.getresponse().read())
 

@@ -1,11 +1,13 @@
 """A random walk over the real command line and an engine of its own, with faults at any moment.
 
-    python tests/walk [--seed N] [--steps N] [--seconds S] [--faults [SHARE]] [--kinds NAME,..]
-                      [--inhabited] [--only N,N,..] [--shorten]
+    python tests/walk [--engine podman] [--seed N] [--steps N] [--seconds S] [--faults [SHARE]]
+                      [--kinds NAME,..] [--inhabited] [--storage] [--only N,N,..] [--shorten]
 
 Each step is drawn from a seed; with --faults some are disturbed while they run: a process of ours is killed
 on either side, the container is killed, restarted, paused or stopped by somebody else, the engine is killed
-and started again, the disk is full; with --inhabited, an open vault with a session in it is seen to before.
+and started again, or stalls, the disk is full, or read-only; with --inhabited, an open vault with a session
+in it is seen to before.  The engine is a Docker, or a Podman of root's; where that has no process to kill, a
+conmon takes its place, of which each container and each session has one.
 After each step a model that knows nothing of the tool's insides says
 what the vault must hold, stock gpg and tar open the sealed file, and the kernel says what is mounted:
 
@@ -14,7 +16,14 @@ what the vault must hold, stock gpg and tar open the sealed file, and the kernel
 - what is locked in good order was sealed first, and nothing of it can be read any more;
 - what status says of the vault is so, and nothing is called well that is not;
 - after the last session has died, all is saved and locked within 20 seconds;
+- after a fault a session answers or ends, and none ends by a disk that is read-only or an engine that stalls;
 - no temporary file outlives a save, and no word ends in a traceback or fails for no reason.
+
+With --storage two machines share one, which fails in ways of its own: see machines.py.  Then besides:
+
+- what was said to be pushed is in the store, whole, and nothing is lost from it or replaced unseen;
+- what was said to be pulled is here, and in sync is what is the same here and there;
+- saves and locks go on while the storage fails.
 
 A walk that finds something prints its seed and its steps and ends with status 1.  --only with the numbers
 that it prints plays just those steps again, and --shorten tries to find fewer of them that do.
@@ -36,11 +45,13 @@ from typing import NamedTuple
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 os.environ.setdefault("TAZPOD_ENGINE", "docker")
 
-from engine import Engine  # noqa: E402
+from engine import ENGINES, Engine  # noqa: E402
 from enginelib import IMAGE  # noqa: E402
 from faults import KINDS  # noqa: E402
+from machines import STORAGE_KINDS, Pair  # noqa: E402
 from model import Violation  # noqa: E402
 from steps import Faults, Walk  # noqa: E402
+from storage import Cloud  # noqa: E402
 
 ONE_PROJECT = 300  # steps; then the next seed begins with another
 TRIES = 12  # at fewer steps
@@ -58,18 +69,29 @@ class Played(NamedTuple):
 class Player:
     """Plays walks in a box, each in a folder of its own."""
 
-    def __init__(self, box: Path, faults: Faults) -> None:
+    def __init__(self, box: Path, engine: type[Engine], faults: Faults, storage: bool) -> None:
         self.box = box
         self.faults = faults
         (box / "engine").mkdir()
         box.chmod(0o755)
-        self.engine = Engine(box / "engine", IMAGE)
+        self.engine = engine(box / "engine", IMAGE)
+        self.cloud: Cloud | None = None
+        if storage:
+            try:
+                self.cloud = Cloud(box / "cloud", self.engine.address)
+            except BaseException:
+                self.engine.close()
+                raise
 
     def play(self, seed: int, steps: int, deadline: float, only: set[int] | None = None) -> Played:
         """Take the steps of a seed, until something is found."""
         folder = Path(tempfile.mkdtemp(prefix=f"{seed}-", dir=self.box))
         folder.chmod(0o755)
-        walk = Walk(seed, folder, self.engine, self.faults)
+        walk: Walk | Pair
+        if self.cloud:
+            walk = Pair(seed, folder, self.engine, self.faults, self.cloud)
+        else:
+            walk = Walk(seed, folder, self.engine, self.faults)
         found = ""
         try:
             while walk.number < steps and time.monotonic() < deadline:
@@ -82,6 +104,11 @@ class Player:
         finally:
             walk.close()
         return Played(found, [int(line.split()[0]) for line in walk.log], walk.log, walk.counts)
+
+    def close(self) -> None:
+        if self.cloud:
+            self.cloud.close()
+        self.engine.close()
 
     def shorten(self, seed: int, numbers: list[int]) -> list[int]:
         """Fewer steps that find something as well: pieces are left out, ever smaller ones."""
@@ -112,18 +139,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="walk", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--engine", choices=ENGINES, default="docker")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=600, help="after which no step begins")
     parser.add_argument("--faults", type=float, nargs="?", const=0.3, default=0.0, help="their share")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="of faults: some of %(default)s")
+    every = ",".join((*KINDS, *STORAGE_KINDS))
+    parser.add_argument("--kinds", default="", help=f"of faults: some of {every}")
     parser.add_argument("--inhabited", action="store_true", help="each fault strikes a session")
+    parser.add_argument("--storage", action="store_true", help="two machines that share one")
     parser.add_argument("--only", default="", help="the steps to take, all others left out")
     parser.add_argument("--shorten", action="store_true")
     args = parser.parse_args()
+    if args.storage and args.engine != "docker":
+        parser.error("--storage is for Docker: it needs the walk's own bridge")
     only = {int(number) for number in args.only.split(",")} if args.only else None
     box = Path(tempfile.mkdtemp(prefix="tazpod-walk-"))
-    player = Player(box, Faults(args.faults, args.kinds.split(","), args.inhabited))
+    kinds = args.kinds.split(",") if args.kinds else [*KINDS, *(STORAGE_KINDS if args.storage else ())]
+    player = Player(box, ENGINES[args.engine], Faults(args.faults, kinds, args.inhabited), args.storage)
     deadline = time.monotonic() + args.seconds
     total: Counter[str] = Counter()
     seed = args.seed
@@ -143,7 +176,7 @@ def main() -> int:
                 return 0
             seed += 1
     finally:
-        player.engine.close()
+        player.close()
         shutil.rmtree(box, ignore_errors=True)
     return 0
 

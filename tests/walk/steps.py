@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pexpect
 from engine import Engine, sh
 from enginelib import SECRETS, Owned, Terminal
-from faults import KINDS, Disturbance, victims
+from faults import HARMLESS, KINDS, Disturbance, victims
 from model import Model, Tree, Violation
 
 from tazpod import GUARD_WORD
@@ -31,6 +31,7 @@ UID = 1000
 FIRST_PASSPHRASE = "a first passphrase of some length"
 PROMPTS = [r"Passphrase( \(empty: stay locked\))?: ", r"/workspace\S*[$#] ", pexpect.EOF, r"\[y/N\] "]
 WELL = (0, 4)  # what status gives: all is well, or something is to be looked at
+ENDS_ALL = ("down", "recreate")  # the steps that end every session
 # What is drawn, and how often.
 WEIGHTS = {
     "write": 14,
@@ -73,10 +74,12 @@ class Walk:
         self.seed = seed
         self.engine = engine
         self.faults = faults
-        self.place = Owned(box, UID, UID)
+        self.place = Owned(box, engine.uid, UID)
+        self.place.env["SUDO_UID"] = str(UID)  # where root drives it
+        self.install()
         self.put_on_disk()
         self.name = self.place.name  # of the container, in config.yaml
-        self.place.init("network.mtu: 'off'", "sync.interval: 4")
+        self.place.init(*self.settings())
         self.model = Model()
         self.passphrases = [FIRST_PASSPHRASE]  # the last one is in force, or after a fault the one before
         self.shells: list[Terminal] = []
@@ -88,6 +91,13 @@ class Walk:
         self.counts: Counter[str] = Counter()
         self.number = 0
         self.begin("")
+
+    def install(self) -> None:
+        """What a walk changes of its copy of the tool: nothing."""
+
+    def settings(self) -> list[str]:
+        """What config.yaml says besides what init writes."""
+        return ["network.mtu: 'off'", "sync.interval: 4"]
 
     def put_on_disk(self) -> None:
         """Give the project a small disk of its own, so that it can be full."""
@@ -102,16 +112,13 @@ class Walk:
 
     # -- what is so, seen from outside
 
-    def container(self) -> dict[str, object]:
+    def container(self) -> dict[str, Any]:
         """What the engine says of the container; {} for none."""
-        return dict(self.engine.asked(f"/containers/{self.place.name}/json").get("State", {}))
+        return self.engine.state(self.place.name)
 
     def find_container(self) -> None:
         """Learn what the container is called: after a replacing that was cut off it has another name."""
-        names = []
-        for container in self.engine.asked("/containers/json?all=1"):
-            names += [name.lstrip("/") for name in container["Names"]]
-        ours = (name for name in names if name.startswith(self.name))
+        ours = (name for name in self.engine.names() if name.startswith(self.name))
         self.place.name = min(ours, key=len, default=self.name)
 
     def running_since(self) -> str:
@@ -131,7 +138,8 @@ class Walk:
 
     def words_inside(self) -> list[int]:
         """The words that are at work in the container: one whose host side was killed goes on there."""
-        return victims(self.place, rf"^python3 -Esc.*tazpod\.program\(\) (?!{GUARD_WORD})")
+        pattern = rf"^python3 -Esc.*tazpod\.program\(\) (?!{GUARD_WORD})"
+        return victims(self.place, self.engine, self.engine.state(self.place.name).get("Pid", 0), pattern)
 
     def read_open(self) -> Tree:
         """The files of the open vault, read by root through the container's first process."""
@@ -159,12 +167,16 @@ class Walk:
                 return self.sealed_seen[1]
         raise Violation("the sealed file does not open with gpg")
 
-    def eventually(self, check: Callable[[], object], what: str) -> None:
+    def await_words(self) -> None:
+        """Wait for the words that go on in the container; a storage that stalls keeps some for long."""
+        self.eventually(lambda: not self.words_inside(), "the words in the container ended", 3 * PATIENCE)
+
+    def eventually(self, check: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
         """Wait for what must happen by itself."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not check():
             if time.monotonic() > deadline:
-                raise Violation(f"after {PATIENCE:g} s still not: {what}")
+                raise Violation(f"after {patience:g} s still not: {what}")
             time.sleep(0.1)
 
     # -- words
@@ -183,7 +195,7 @@ class Walk:
     def inside(self, script: str, content: str = "") -> bool:
         """A script of the operator's in the container, where the vault is open; whether it succeeded."""
         line = f"mountpoint -q ~/secrets && {script}"
-        argv = ["docker", "exec", "-i", "-u", "tazpod", self.place.name, "bash", "-c", line]
+        argv = [self.engine.program, "exec", "-i", "-u", "tazpod", self.place.name, "bash", "-c", line]
         return subprocess.run(argv, input=content.encode(), capture_output=True, timeout=120).returncode == 0
 
     def note(self, text: str) -> None:
@@ -204,11 +216,12 @@ class Walk:
         left = f"{name}.new"  # by a write that was cut off, and written over by this one
         others = {other: digest for other, digest in self.model.now.items() if other != left}
         tree = {**others, name: digest_of(content)}
+        between = {**self.model.now, left: ""}  # which the guard may come across
         self.note(f"{name}, {len(content)} bytes")
         if self.inside(f"({script})", content):
-            self.model.timeline.append(tree)
+            self.model.timeline += [between, tree]
         else:
-            self.model.may_be += [tree, {**tree, left: ""}, {**self.model.now, left: ""}]
+            self.model.may_be += [tree, {**tree, left: ""}, between]
 
     def step_delete(self) -> None:
         """A file goes."""
@@ -380,10 +393,12 @@ class Walk:
         if self.container().get("Status") == "paused":
             self.engine.unpause(self.place.name)
         if self.disturbed:
-            self.eventually(lambda: not self.words_inside(), "the words in the container ended")
-        living = [shell for shell in self.shells if shell.child.isalive()]
+            self.await_words()
+        living = [shell for shell in self.shells if self.lives(shell)]
         for shell in self.shells:
             if shell not in living:
+                if shell in self.unharmed:
+                    raise Violation(f"a session was ended: {shell.child.before[-300:]!r}")
                 shell.child.close(force=True)
                 self.ended_last = not living
         self.shells = living
@@ -408,6 +423,19 @@ class Walk:
         """Whether this step is an unlock that opened it when the sessions had gone: it is of none of them."""
         opened = "is open at" in self.said or self.running_since() != self.born
         return self.kind == "unlock" and opened
+
+    def lives(self, shell: Terminal) -> bool:
+        """Whether somebody sits in a session; after a fault it answers, or it ends."""
+        child = shell.child
+        if self.disturbed and child.isalive():
+            try:
+                child.sendline("echo $((6 * 7))x")
+                child.expect(["42x", pexpect.EOF], timeout=2 * PATIENCE)
+            except OSError:
+                pass
+            except pexpect.TIMEOUT:
+                raise Violation(f"a session hangs: {child.before[-300:]!r}") from None
+        return bool(child.isalive())
 
     def look(self) -> tuple[Tree | None, Tree | None]:
         """What is sealed, and what is open; both as they are at one moment, while a guard may be at work."""
@@ -470,6 +498,7 @@ class Walk:
         self.disturbed = ""
         self.said = ""
         self.ended_last = False
+        self.unharmed: list[Terminal] = []  # the sessions that the fault cannot have ended
 
     def step(self, only: set[int] | None) -> None:
         """Draw a step and take it, unless others alone are wanted: one that is left out changes none."""
@@ -477,13 +506,17 @@ class Walk:
         (kind,) = self.draw.choices(list(WEIGHTS), list(WEIGHTS.values()))
         faulty = self.draw.random() < self.faults.share
         own_seed = self.draw.random()
-        if only is not None and self.number not in only:
-            return
+        if only is None or self.number in only:
+            self.log.append(f"{self.number} {kind}")
+            self.take(kind, faulty, own_seed)
+
+    def take(self, kind: str, faulty: bool, own_seed: float) -> None:
+        """Take a step, and check what must be so after it."""
         outer = self.draw
         self.draw = random.Random(own_seed)
         self.begin(kind)
-        self.log.append(f"{self.number} {kind}")
         try:
+            self.prepare()
             if faulty:
                 self.disturb(kind)
             else:
@@ -493,19 +526,33 @@ class Walk:
             self.draw = outer
         self.counts["steps"] += 1
 
+    def prepare(self) -> None:
+        """What a step needs before it."""
+
+    def disturbance(self) -> Disturbance:
+        """What is to go wrong."""
+        return Disturbance(self.draw, self.draw.choice(self.faults.kinds), self.place, self.engine)
+
+    def meanwhile(self) -> None:
+        """What must be so while it still goes wrong."""
+
     def disturb(self, kind: str) -> None:
         """Take the step while something goes wrong."""
         if self.faults.inhabited:
             self.inhabit()
         before = self.shells[:] if self.model.open else []
-        disturbance = Disturbance(self.draw, self.place, self.engine, self.faults.kinds)
+        disturbance = self.disturbance()
         self.disturbed = disturbance.kind
         self.note(f"[{disturbance.kind} after {disturbance.delay:.2f} s]")
         with disturbance.at_work():
             getattr(self, f"step_{kind}")()
+            self.meanwhile()
         self.counts[disturbance.kind] += disturbance.struck
         self.counts["faults"] += disturbance.struck
-        if disturbance.kind.startswith("engine") and before:
+        if disturbance.kind in HARMLESS and kind not in ENDS_ALL:
+            self.unharmed = before
+            time.sleep(1)  # the guard looks once more
+        if disturbance.kind in ("engine kill", "engine crash") and before:
             self.counts["engine kills under a session"] += 1
             self.eventually(lambda: not any(shell.child.isalive() for shell in before), "sessions ended")
 
