@@ -158,12 +158,13 @@ class Docker(Engine):
 
     def unpause(self, name: str) -> None:
         """It may hang at that, when it was just starting a program there (20.10 does): the kernel is told."""
-        found = self.asked(f"/containers/{name}/json")
         client = subprocess.Popen(["docker", "unpause", name], stdout=DEVNULL, stderr=DEVNULL)
         try:
             client.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            Path(f"/sys/fs/cgroup/freezer/docker/{found['Id']}/freezer.state").write_text("THAWED")
+            for container in (self.box / "data/containers").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"/sys/fs/cgroup/freezer/docker/{container.name}/freezer.state").write_text("THAWED")
             client.wait(timeout=60)
 
     def processes(self) -> list[int]:
