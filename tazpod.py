@@ -4028,6 +4028,8 @@ def approved_for_pod(config: Config) -> dict[str, Any]:
     settings = settings_of(config)
     known = {name: value for name, value in settings.items() if re.fullmatch(POD_GOES_BY, name)}
     approval = read_approval(config.project) or Approval()
+    # Whose vault it is, to the storage: by the config, though an older container may be called otherwise.
+    known["container_name"] = approval.settings.get("container_name", config.container_name)
     return {"settings": known, "aws_named": config.aws_named, "text": approval.text}
 
 

@@ -400,3 +400,12 @@ def test_a_container_that_died_with_its_conmon_is_told_and_can_be_ended(
     assert "is lost" in said
     open_place.ok("up")
     assert kept(open_place, (open_place.folder / tazpod.CONFIG_PATH).read_text()) == {"first": "precious"}
+
+
+def test_the_storage_is_told_the_project_that_the_config_names(place: Place) -> None:
+    place.init("aws_sso.bucket: some-bucket").ok("up")
+    script = (
+        "import tazpod; config = tazpod.the_project(); print(tazpod.project_label(config), config.aws_bucket)"
+    )
+    python = f"cd {tazpod.WORKSPACE} && PYTHONPATH={tazpod.POD_TOOL} python3 -c '{script}'"
+    assert place.reads(python).split() == [place.name, "some-bucket"]
