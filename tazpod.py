@@ -541,7 +541,7 @@ def plain(text: str) -> str:
 
 TOLD_LIMIT = 300  # characters of one text of others
 # What a terminal shows as a space, or as nothing, although it can be printed.
-BLANK = "[ \u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0]"
+BLANK = "[ \U0001d159\U000e0100-\U000e01ef\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0]"
 
 
 def brief(text: str) -> str:
@@ -3350,12 +3350,17 @@ def look_for_container(config: Config, *, new: bool = False) -> Found:
 
 
 def as_it_is(config: Config, container: Container) -> Container:
-    """The container, stopped where Podman calls it running and its first process is dead.
+    """The container, stopped where Podman calls it running and cannot run anything in it.
 
-    So it goes on when conmon, who would have told Podman, was killed as well, as memory that ends does it.
+    So it goes on when conmon, who would have told Podman of its end, was killed as well.  Asked only where
+    no process has the number that it names, which alone proves nothing: Podman may be on another machine.
     """
-    tells = config.program == "podman" and sys.platform == "linux" and not any(map(os.environ.get, ELSEWHERE))
-    if tells and container.running and container.pid and not os.path.exists(f"/proc/{container.pid}"):
+    if config.program != "podman" or not container.running or os.path.exists(f"/proc/{container.pid}"):
+        return container
+    if is_alive(config.run_folder / GUARD_LOCK):  # by its guard
+        return container
+    answer = capture(is_open_argv(config._replace(container_name=container.name)))
+    if answer.code != 0 and "cannot exec in a stopped container" in answer.err:
         return container._replace(status="exited", pid=0)
     return container
 
@@ -3825,7 +3830,8 @@ INIT_PLACES = (
 )
 # What it keeps for a container beside its settings, in a folder that has the container's id.
 ENGINES_OWN = (
-    r"(userdata/|mounts/)?(hosts|hostname|resolv\.conf|passwd|group|\.containerenv|(run/)?secrets|shm)"
+    r"(userdata/|mounts/)?(hosts|hostname|resolv\.conf|passwd|group|localtime|\.containerenv|shm"
+    r"|(run/)?secrets(/[^/]+)?|notify(/[^/]+)?)"
 )
 # What a container may have of these is no file of the host's, and root in it can mount any of them anew.
 KERNELS_OWN = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs")
@@ -3996,11 +4002,11 @@ def pod_archive(config: Config) -> bytes:
         archive.addfile(info, io.BytesIO(data))
 
     with tarfile.open(fileobj=buffer, mode="w") as archive:
+        add(archive, POD_CONFIG, json.dumps(approved_for_pod(config)).encode())  # before the tool goes by it
         for name, data in tool_files():
             add(archive, f"{POD_TOOL}/{name}", data)
         add(archive, POD_LAUNCHER, launcher, 0o755)
         add(archive, f"{POD_TOOL}/bashrc", hook.encode())
-        add(archive, POD_CONFIG, json.dumps(approved_for_pod(config)).encode())
         end = buffer.tell() + 2 * tarfile.BLOCKSIZE
     return buffer.getvalue()[:end]  # less what tar fills it up with: `podman cp` stops reading before that
 
@@ -4029,8 +4035,8 @@ def approved_for_pod(config: Config) -> dict[str, Any]:
     known = {name: value for name, value in settings.items() if re.fullmatch(POD_GOES_BY, name)}
     approval = read_approval(config.project) or Approval()
     # Whose vault it is, to the storage: by the config, though an older container may be called otherwise.
-    known["container_name"] = approval.settings.get("container_name", config.container_name)
-    return {"settings": known, "aws_named": config.aws_named, "text": approval.text}
+    name = approval.settings.get("container_name", config.container_name)
+    return {"settings": known, "name": name, "aws_named": config.aws_named, "text": approval.text}
 
 
 def fitting(config: Config) -> list[Any]:
@@ -4478,9 +4484,8 @@ def is_open_ram(mount: Mount, name: str) -> bool:
 
 def lies_at_secrets(mount: Mount) -> bool:
     """Whether this may be an open vault by its place, in whatever home: an older tazpod gave all one name."""
-    return may_hold_secrets(mount) and bool(
-        re.fullmatch(f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})", mount.point)
-    )
+    place = f"/home/[^/]+/(secrets|{re.escape(TRANSIT)})"
+    return may_hold_secrets(mount) and bool(re.fullmatch(place, mount.point))
 
 
 def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
@@ -4499,10 +4504,10 @@ def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
         return list(found), {}
     for process in other_processes():
         with contextlib.suppress(OSError):
-            table = table_of(str(process))
-            if f" {vault.ram} " not in table:
+            text = table_of(str(process))
+            if f" {vault.ram} " not in text:
                 continue
-            for mount in parse_mountinfo(table):
+            for mount in parse_mountinfo(text):
                 if is_open_ram(mount, vault.ram) and mount.device not in aside:
                     found[mount.point] = True
                     holders[int(process.name)] = name_of(process)
@@ -4520,10 +4525,11 @@ def refuse_open_elsewhere(vault: Vault) -> None:
     where = ", ".join(places)
     end_all = "or end all of it: tazpod down --discard"
     if holders:
+        who = ", ".join(list_holders(holders)[:5])
         raise VaultError(
-            f"the open vault was moved: only {', '.join(list_holders(holders))} can see it, at {where}",
+            f"the open vault was moved: only {who} can see it, at {where}",
             "end that, and what is in there is given up (in the container:"
-            f" sudo kill {' '.join(map(str, holders))}); {end_all}",
+            f" sudo kill {' '.join(map(str, sorted(holders)[:5]))}); {end_all}",
         )
     if places:
         raise VaultError(
@@ -4771,10 +4777,11 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
     # Who holds the folder makes nothing new in it; those below it are deleted, and take nothing any more.
     change_mounts(["chown", "0:0", str(place)], erase_argvs(place)[1])
     refuse_what_is_left(place, device)
-    if not mark_destroyed(place, device):
-        warn("the vault was emptied, but what still holds its memory may write there, and that is lost")
+    has_mark = mark_destroyed(place, device)
     if not unmount(place) and not holders:
         holders[0] = "it may not be looked into"
+    if holders and not has_mark:
+        warn("the vault was emptied, but what still holds its memory may write there, and that is lost")
     return holders
 
 
@@ -4801,6 +4808,7 @@ def mark_destroyed(place: Path, device: int) -> bool:
         done = change_mounts(remount_argv(place, f"ro,{marked(files)}"))
         if done.code != 0:  # the kernel refuses `ro` while a folder is held that was deleted
             done = change_mounts(remount_argv(place, marked(files)))
+            change_mounts(remount_argv(place, "bind,ro"))  # of the mount, for root who sits in it
         if done.code == 0:
             break
         time.sleep(0.03)  # they come and go with what others hold
@@ -5559,6 +5567,8 @@ def unlock(vault: Vault, passphrase: bytes, *, new: bool = True) -> Tree:
             with uninterrupted():
                 destroy_vault(vault)
             raise
+        with writable_or_not():
+            prune_history(vault)  # a pull forgets nothing for a vault that nobody has opened yet
         return tree
 
 
@@ -6053,6 +6063,8 @@ def destroy_vault(vault: Vault) -> list[str]:
 # `aws s3api`, in the pod.  A push says which version it replaces (If-Match, RFC 9110 section
 # 13.1), so two machines never overwrite each other.
 
+# Versions that one push takes out of the history there, whoever has put how many in; it adds one itself.
+PRUNED_AT_ONCE = 2
 KEY_HINT = "write the key of AWS into it, or take it away"
 KEYS_PROFILE = "tazpod-vault-keys"  # the name under which aws sees the keys of an open vault
 CALL_LIMIT = 90.0  # seconds for one call of aws, its own retries included
@@ -6554,7 +6566,7 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
             " not taken for versions"
         )
     before = sorted({*taken} - {key, *later}, key=version_order)
-    old = before[: max(0, len(before) + 1 - retention)]
+    old = before[: max(0, len(before) + 1 - retention)][:PRUNED_AT_ONCE]
     if old:
         objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
         if s3(storage, "delete-objects", "--delete", objects).get("Errors"):
@@ -6914,8 +6926,8 @@ def watching(config: Config, session: Session) -> Iterator[None]:
 # -- the vault and its copy in the storage
 
 
-# What a key in the open vault may look like.  The first travels in the clear, before a slash of its own.
-KEY_FORMS = {"access_key_id": r"[A-Za-z0-9._@-]{1,128}", "secret_access_key": r"[!-~]{1,256}"}
+# What a key in the open vault may look like.  The first travels in the clear, between a slash and a comma.
+KEY_FORMS = {"access_key_id": r"[A-Za-z0-9._@+=-]{1,128}", "secret_access_key": r"[!-~]{1,256}"}
 
 
 def key_in_vault(vault: Vault, name: str) -> str:
@@ -7269,7 +7281,7 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
             else:
                 keep_version(vault)
                 rename_file(incoming, SEALED_NAME)
-            sync_folder(vault.folder)  # and no version is forgotten for what nobody has opened yet
+            sync_folder(vault.folder)
             synced(vault, config, remote.etag, remote.digest)
         return True
 
@@ -7895,11 +7907,12 @@ def keep_in_step(config: Config, vault: Vault, watch: Watch, log: Any) -> None:
     """
     now = time.monotonic()
     if watch.save.process is None and now >= watch.save.due:
-        with contextlib.suppress(Busy):
-            changed = has_changed(vault, log)
-            watch.save.due = now + config.sync_interval
-            if changed:
+        watch.save.due = now + config.sync_interval  # also where it cannot be told
+        try:
+            if has_changed(vault, log):
                 watch.save.start()
+        except Busy:
+            watch.save.due = now
     if watch.save.process or watch.push.process or now < watch.push.due:
         return
     watch.push.due = now + config.sync_interval
@@ -8024,7 +8037,7 @@ def config_in_pod(project: Path) -> Config:
     """
     noted = noted_by_root(POD_CONFIG)
     approved = noted.get("settings", {})
-    settings = {"container_name": legal_name(project.name), **approved}
+    settings = {"container_name": noted.get("name", legal_name(project.name)), **approved}
     config = approved_config(project, Approval(settings, aws_named=noted.get("aws_named", False)))
     try:
         text = config_text(project)
@@ -8280,7 +8293,8 @@ def adopt_into_vault(vault: Vault, names: Sequence[str]) -> None:
         # A move that was cut off has left the same on both sides.
         if twice and (twice != {*moved} or digest_of_names(kept, moved) != digest_of_names(target, moved)):
             raise TazpodError(f"{kept} and {target} hold the same names", "move one of them away")
-        succeed(["cp", "-a", "-n", "-T", "--", str(kept), str(target)], f"{kept} could not be copied")
+        if not twice:
+            succeed(["cp", "-a", "-n", "-T", "--", str(kept), str(target)], f"{kept} could not be copied")
     save_and_say(vault)
     for name in names:
         kept = Path(WORKSPACE, ENVELOPE, name)
@@ -8872,6 +8886,16 @@ def cmd_setup_storage(args: argparse.Namespace, config: Config) -> int:
     return OK
 
 
+# By these a profile is another identity than its login, whatever it says of that.
+OTHER_IDENTITY = {
+    "role_arn",
+    "source_profile",
+    "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_session_token",
+}
+
+
 def profile_text(config: Config, path: Path) -> str:
     """The AWS config file with the login profile that config.yaml describes; '' if it says too little.
 
@@ -8887,9 +8911,10 @@ def profile_text(config: Config, path: Path) -> str:
     }
     found = profile_in(text, name)
     says_all = all(asked.values())
-    if found and all(value in ("", found.get(key)) for key, value in asked.items()):
+    says_same = all(value in ("", found.get(key)) for key, value in asked.items())
+    if found and says_same and not (says_all and found.keys() & OTHER_IDENTITY):
         if not says_all:
-            told = ", ".join(f"{key} {found.get(key, 'none')}" for key in asked)
+            told = brief(", ".join(f"{key} {found.get(key, 'none')}" for key in (*asked, "role_arn")))
             say(f"the profile {name} comes from {path} alone: {told}")
         return text
     if not says_all:
@@ -8919,7 +8944,8 @@ def with_profile(text: str, config: Config) -> str:
         },
     }
     parts = re.split(r"^(?=\s*\[)", text, flags=re.MULTILINE)
-    text = "".join(part for part in parts if part.strip().partition("]")[0][1:] not in wanted)
+    taken = {*wanted, "default"} if name == "default" else {*wanted}
+    text = "".join(part for part in parts if part.strip().partition("]")[0][1:] not in taken)
     for section, values in wanted.items():
         if text:
             text = f"{text.rstrip()}\n\n"
@@ -8943,7 +8969,8 @@ def profile_in(text: str, name: str) -> dict[str, str]:
         found: dict[str, str] = {}
         for section in parser.sections():
             with contextlib.suppress(ValueError):  # a quote that never ends
-                if section.startswith(kind) and shlex.split(section)[1:] == [wanted]:
+                words = shlex.split(section)
+                if words == [kind, wanted] or (kind == "profile" and words == ["default"] == [wanted]):
                     found = dict(parser[section])
         return found
 

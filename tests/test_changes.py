@@ -116,6 +116,7 @@ LOOK = {
     "engine_facts": "the engine",
     "git_identity": "git's settings of this person",
     "is_there": "whether the container takes a command",
+    "as_it_is": "mountpoint",
     "asked_if_open": "mountpoint",
     "ask_pod": "status and doctor, which change nothing",
     "rehearse_in_pod": "the pod's own dry run",

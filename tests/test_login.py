@@ -220,6 +220,29 @@ def test_what_the_config_says_of_the_login_stands_over_a_profile_that_was_there(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("profile", ["work", "default"])
+def test_a_profile_that_says_the_same_and_another_identity_is_not_used(tmp_path: Path, profile: str) -> None:
+    path = tmp_path / "config"
+    config = Config(
+        tmp_path,
+        "lab",
+        aws_start_url="https://x/start",
+        aws_account_id="1",
+        aws_role_name="Dev",
+        aws_profile=profile,
+    )
+    assert tazpod.write_profile(config, path) is True
+    mine = path.read_text()
+    if profile == "work":
+        path.write_text(mine.replace("sso_role_name = Dev\n", "sso_role_name = Dev\nrole_arn = arn:evil\n"))
+    else:
+        path.write_text(f"{mine}\n[default]\nsso_session = evil\nsso_account_id = 9\nsso_role_name = Evil\n")
+    assert tazpod.write_profile(config, path) is True
+    text = path.read_text()
+    assert "evil" not in text and "Evil" not in text
+    assert tazpod.profile_in(text, profile)["sso_role_name"] == "Dev"
+
+
 def test_a_profile_of_the_file_alone_is_told_before_the_login(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

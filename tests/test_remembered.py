@@ -194,7 +194,8 @@ def test_a_destroyed_vault_takes_nothing_from_those_who_still_sit_in_it(
     open_place.reads("mkdir -p ~/secrets/github")
     open_place.reads(PANE % "~/secrets")
     if other:
-        open_place.reads(f"cd {other} && sleep 1 > /dev/null 2>&1 & sleep 0.2")
+        leaves = f"cd {other} && (until [ -e /tmp/locked ]; do sleep 0.1; done) > /dev/null 2>&1 & sleep 0.2"
+        open_place.reads(leaves)
     assert "still in the vault when it was locked: " in open_place.ok("lock")
     open_place.reads("touch /tmp/locked")
     look = "cd /proc/$(pgrep -of KEY)/cwd && ls -A ."

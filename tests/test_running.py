@@ -844,6 +844,8 @@ BY_LINK = tazpod.Mount(RAM, "/run/x.sock", "tmpfs", "/x.sock")  # the image's /v
         ([tazpod.Mount(DISK, "/real", "ext4", f"{KEPT}/hostconfig.json")], False, True),
         ([tazpod.Mount(RAM, "/etc/passwd", "tmpfs", f"/c/{ID}/userdata/passwd")], False, False),
         ([tazpod.Mount(RAM, "/run/secrets", "tmpfs", f"/c/{ID}/userdata/run/secrets")], False, False),
+        ([tazpod.Mount(RAM, "/run/secrets/KEY", "tmpfs", f"/c/{ID}/userdata/secrets/KEY")], False, False),
+        ([tazpod.Mount(RAM, "/etc/localtime", "tmpfs", f"/c/{ID}/userdata/localtime")], False, False),
         ([tazpod.Mount(DISK, "/real", "ext4", f"/home/x{ID}/hosts")], False, True),
         ([tazpod.Mount(DISK, "/usr/sbin/docker-init", "ext4", "/usr/bin/tini")], True, False),
         ([tazpod.Mount(DISK, "/usr/sbin/docker-init", "ext4", "/usr/bin/tini")], False, True),
