@@ -6926,8 +6926,8 @@ def watching(config: Config, session: Session) -> Iterator[None]:
 # -- the vault and its copy in the storage
 
 
-# What a key in the open vault may look like.  The first travels in the clear, between a slash and a comma.
-KEY_FORMS = {"access_key_id": r"[A-Za-z0-9._@+=-]{1,128}", "secret_access_key": r"[!-~]{1,256}"}
+# What a key in the open vault may look like.  The first travels in the clear, before a slash of its own.
+KEY_FORMS = {"access_key_id": r"[A-Za-z0-9._@-]{1,128}", "secret_access_key": r"[!-~]{1,256}"}
 
 
 def key_in_vault(vault: Vault, name: str) -> str:
