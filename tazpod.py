@@ -2192,7 +2192,8 @@ def other_projects(project: Path) -> list[Path]:
     """The projects of this host that are still there, without this one."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         lines = projects_file().read_text(encoding="utf-8").split("\n")
-        return [Path(line) for line in lines if line != str(project) and Path(line, CONFIG_PATH).is_file()]
+        others = [Path(line) for line in lines if line not in ("", str(project))]
+        return [other for other in others if (other / CONFIG_PATH).is_file()]
     return []
 
 

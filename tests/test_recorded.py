@@ -53,6 +53,7 @@ class Life:
             "hooks.post_up: 'true'",
             "hooks.pre_lock: 'true'",
             "sync.interval: 0",
+            "vault.binds: [.kept]",
             image=self.recorder.image(),
         )
         docker("network", "rm", NARROW, check=False)
@@ -71,6 +72,8 @@ class Life:
         """Sessions that end by themselves, one that is killed, one beside which a file is held."""
         place = self.place
         place.ok("unlock", passphrase=PASSPHRASE)
+        place.reads("umask 077; mkdir /workspace/.tazpod/.kept; touch /workspace/.tazpod/.kept/a", "tazpod")
+        place.ok("adopt", ".kept")
         person = place.terminal()
         person.sh("echo 1 > ~/secrets/a; tazpod env > /dev/null")
         self.recorder.look()
@@ -302,7 +305,7 @@ def test_every_file_of_a_life_is_a_row_and_every_row_was_found(recorder: Recorde
         row = found[0] if found else None  # the first is the closest
         if row and row.mode in (f"{one.mode:04o}", "any") and row.owner == owners[one.uid]:
             seen.add(row)
-        elif one.path not in ("shared/", "/shared/", f"{FOLDER}/"):  # the config's own mounts
+        elif one.path not in ("shared/", "/shared/", f"{FOLDER}/", "/home/tazpod/.kept/"):  # the config's own
             wrong.add(one)
     assert wrong == set()
     rows = {row for files in places.values() for row in files}
