@@ -113,7 +113,10 @@ class Recorder:
         folders = {"project": self.place.folder, "home": self.place.home, "tmp": self.temp}
         for name, folder in folders.items():
             for path in folder.rglob("*"):
-                info = path.lstat()
+                try:
+                    info = path.lstat()
+                except FileNotFoundError:  # a word at work has taken it away meanwhile
+                    continue
                 text = f"{path.relative_to(folder)}{MARKS.get(stat.filemode(info.st_mode)[0], '')}"
                 yield Written(name, text, stat.S_IMODE(info.st_mode), info.st_uid)
 
