@@ -3993,6 +3993,8 @@ def pod_archive(config: Config) -> bytes:
         f"exec python3 -Esc '{POD_START}' \"$@\"\n"
     ).encode()
     hook = shell_settings(config) + BASH_HOOK
+    approval = read_approval(config.project) or Approval()
+    told = {**approved_for_pod(config, approval), "text": approval.text}
     buffer = io.BytesIO()
 
     def add(archive: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:
@@ -4003,7 +4005,7 @@ def pod_archive(config: Config) -> bytes:
         archive.addfile(info, io.BytesIO(data))
 
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        add(archive, POD_CONFIG, json.dumps(approved_for_pod(config)).encode())  # before the tool goes by it
+        add(archive, POD_CONFIG, json.dumps(told).encode())  # before the tool goes by it
         for name, data in tool_files():
             add(archive, f"{POD_TOOL}/{name}", data)
         add(archive, POD_LAUNCHER, launcher, 0o755)
@@ -4030,20 +4032,18 @@ def shell_settings(config: Config) -> str:
 POD_GOES_BY = r"(aws_sso|vault|sync)\..*|hooks\.pre_lock|identity|features\.(ssh_agent|debug)"
 
 
-def approved_for_pod(config: Config) -> dict[str, Any]:
-    """What a container is told of the config, and the digest of the text that was approved last."""
+def approved_for_pod(config: Config, approval: Approval) -> dict[str, Any]:
+    """What a container is told of the config."""
     settings = settings_of(config)
     known = {name: value for name, value in settings.items() if re.fullmatch(POD_GOES_BY, name)}
-    approval = read_approval(config.project) or Approval()
     # Whose vault it is, to the storage: by the config, though an older container may be called otherwise.
     name = approval.settings.get("container_name", config.container_name)
-    return {"settings": known, "name": name, "aws_named": config.aws_named, "text": approval.text}
+    return {"settings": known, "name": name, "aws_named": config.aws_named}
 
 
 def fitting(config: Config) -> list[Any]:
     """What tells whether a container holds this very tool, set up for this config."""
-    told = approved_for_pod(config)
-    del told["text"]  # a comment may be edited
+    told = approved_for_pod(config, read_approval(config.project) or Approval())
     return [list(tool_stamp()), config.user, config.ghost_mode, list(config.links), list(config.binds), told]
 
 
@@ -8030,7 +8030,7 @@ ENDS = "ends"
 LOOKS = "looks"
 
 
-def config_in_pod(project: Path) -> Config:
+def request_in_pod(project: Path) -> Request:
     """In a container: the config that was approved when it was set up, whatever config.yaml says by now.
 
     That is written by whoever gives the project a new version, and by every program in here, and what it
@@ -8043,25 +8043,20 @@ def config_in_pod(project: Path) -> Config:
     try:
         text = config_text(project)
         if digest_of(text.encode()) == noted.get("text"):
-            return config
+            return Request(config, text, [], [], True)
         asked, warnings = parse_config(text, project)
     except (TazpodError, OSError) as error:
         if not noted:
             raise
-        warn(f"{error}; what was approved before counts")
-        return config
-    for line in warnings:
-        warn(line)
+        return Request(config, "", [f"{error}; what was approved before counts"], [], True)
     if not noted:
-        return asked
-    free = {KEYS[key].field: getattr(asked, KEYS[key].field) for key in NEEDS_NO_APPROVAL}
+        return Request(asked, text, warnings, [], True)
     changes = [change.name for change in changes_between(asked, approved) if change.name in approved]
     if changes and os.environ.get("TAZPOD_SESSION"):  # what is typed on the host is told there
-        names = ", ".join(changes)
-        warn(
-            f"{CONFIG_PATH}: {names}: not as it was approved, so it does not count: on the host, tazpod trust"
-        )
-    return config._replace(**free)
+        where = f"{CONFIG_PATH}: {', '.join(changes)}"
+        warnings.append(f"{where}: not as it was approved, so it does not count: on the host, tazpod trust")
+    free = {KEYS[key].field: getattr(asked, KEYS[key].field) for key in NEEDS_NO_APPROVAL}
+    return Request(config._replace(**free), text, warnings, [], True)
 
 
 def the_project(what: str = ACTS, project: Path | None = None) -> Config:
@@ -8074,9 +8069,7 @@ def the_project(what: str = ACTS, project: Path | None = None) -> Config:
     """
     project = project or project_folder()
     if in_pod():
-        config = config_in_pod(project)
-        OPTIONS.debug = OPTIONS.debug or config.debug
-        return as_made(for_this_host(config))
+        return as_made(take_request(request_in_pod(project)))
     owners = owners_of(project)
     if what == ENDS:
         return config_to_end(project, owners)

@@ -215,7 +215,7 @@ def test_only_the_gate_and_what_shows_a_config_reads_one():
     }
     shown = {"cmd_config", "cmd_trust", "cmd_doctor", "host_facts"}
     named = {"vault_shown", "project_of"}  # of these only what a container is called, and whose it is
-    assert found == {"the_project", "config_in_pod"} | shown | named
+    assert found == {"the_project", "request_in_pod"} | shown | named
 
 
 def test_a_dry_run_shows_what_would_be_done_and_that_approval_comes_first(project, docker, monkeypatch):
