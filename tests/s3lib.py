@@ -66,6 +66,17 @@ def weed() -> Path:
     return Path(found).resolve()
 
 
+def store_argv(program: object, folder: object, users: object, address: str, first_port: int) -> list[str]:
+    """The store: all that it keeps is in a folder, and who may use it stands in a file."""
+    names = ("s3", "master", "volume", "filer", "admin")
+    return [
+        *(str(program), "-logtostderr", "mini", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}"),
+        *("-master.telemetry=false", "-webdav=false", "-admin.ui=false", f"-s3.config={users}"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-{name}.port={port}" for port, name in enumerate(names, first_port)),
+    ]
+
+
 def copy_libraries(folder: Path) -> Path:
     """tazpod, its two libraries and what runs inside, where the container's Python finds them."""
     folder.mkdir()
@@ -85,14 +96,10 @@ class Store:
         self.beside = beside
         (box / "s3").mkdir()
         (box / "s3/s3.json").write_text(json.dumps(IDENTITIES))
-        ports = zip(("s3", "master", "volume", "filer", "admin"), range(s3inside.STORE, s3inside.STORE + 5))
         docker(
             *("run", "-d", "--name", self.name, "--network", f"container:{beside}", "-u", "0"),
             *("-v", f"{weed()}:/weed:ro", "-v", f"{box / 's3'}:/data", IMAGE),
-            *("/weed", "-logtostderr", "mini", "-dir=/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-            *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
-            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=/data/s3.json"),
-            *(f"-{name}.port={port}" for name, port in ports),
+            *store_argv("/weed", "/data", "/data/s3.json", "127.0.0.1", s3inside.STORE),
         )
         deadline = time.monotonic() + 60
         while "BucketAlready" not in (said := self.aws("create-bucket", "--bucket", BUCKET, check=False)):
@@ -272,6 +279,12 @@ class Machine:
 
     def push(self, fault: dict[str, Any] | None = None, **options: Any) -> Answer:
         return self.does("push", fault, **options)
+
+    def pushes(self, count: int) -> None:
+        """Seal so many versions, from `version 0` on, and push each."""
+        for number in range(count):
+            self.seal(f"version {number}")
+            assert self.push().result is True
 
     def pull(self, fault: dict[str, Any] | None = None, **options: Any) -> Answer:
         return self.does("pull", fault, **options)

@@ -636,9 +636,7 @@ def test_a_new_vault_in_the_place_of_a_lost_one_does_not_replace_the_storage_s(b
 @needs_engine
 def test_a_storage_that_goes_back_is_told_and_not_followed_unasked(bench: Bench) -> None:
     a = bench.machine("a")
-    for number in range(4):
-        a.seal(f"version {number}")
-        assert a.push().result is True
+    a.pushes(4)
     for number in range(3):
         content = f"version {number}".encode()
         bench.put(content, metadata=f"content-sha256={hashlib.sha256(content).hexdigest()}")
@@ -686,9 +684,7 @@ def test_the_etag_of_the_last_sync_hides_no_other_bytes(
     bench: Bench, content: str, said: str, told: bool
 ) -> None:
     a = bench.machine("a")
-    for number in range(3):
-        a.seal(f"version {number}")
-        assert a.push().result is True
+    a.pushes(3)
     bench.rules(lie(content, a.base()["etag"], content if told else ""))
     assert said in a.pull().error
     assert a.has() == md5(b"version 2")
@@ -725,9 +721,7 @@ def test_an_empty_file_in_the_history_stops_neither_push_nor_pull(bench: Bench) 
 @needs_engine
 def test_names_of_times_to_come_push_no_version_out_of_the_history(bench: Bench) -> None:
     a = bench.machine("a", config={"vault_retention": 3})
-    for number in range(4):
-        a.seal(f"version {number}")
-        assert a.push().result is True
+    a.pushes(4)
     before = bench.kept()
     strange = [f"{HISTORY}vault-99991231T235959-{number}.tar.aes" for number in range(1, 4)]
     for key in strange:
@@ -743,9 +737,7 @@ def test_names_of_times_to_come_push_no_version_out_of_the_history(bench: Bench)
 @needs_engine
 def test_what_a_push_has_just_put_into_the_history_stays_whatever_the_config_says(bench: Bench) -> None:
     a = bench.machine("a", config={"vault_retention": 0})
-    for number in range(3):
-        a.seal(f"version {number}")
-        assert a.push().result is True
+    a.pushes(3)
     assert bench.kept() == {md5(b"version 1"), md5(b"version 2")}
 
 
@@ -909,9 +901,7 @@ def test_an_alias_and_a_model_in_the_home_are_not_for_our_calls_of_aws(bench: Be
 def test_what_lies_in_the_history_and_is_no_version_stays(bench: Bench) -> None:
     a = bench.machine("a", config={"vault_retention": 1})
     notes = bench.put(b"of somebody", key=f"{HISTORY}vault-notes.txt")
-    for number in range(4):
-        a.seal(f"version {number}")
-        assert a.push().result is True
+    a.pushes(4)
     assert bench.kept() == {md5(b"version 2"), md5(b"version 3"), notes}
     assert len(a.does("list_history").result) == 1
 
@@ -1003,9 +993,7 @@ def test_what_a_store_cannot_do_is_named_and_does_not_stop_the_rest(bench: Bench
 @needs_engine
 def test_the_history_keeps_the_newest_and_only_as_many_as_the_config_says(bench: Bench) -> None:
     a = bench.machine("a", config={"vault_retention": 1})
-    for number in range(3):
-        a.seal(f"version {number}")
-        assert a.push().result is True
+    a.pushes(3)
     assert bench.kept() == {md5(b"version 1"), md5(b"version 2")}
     assert list(a.does("list_history").result) == sorted(set(bench.objects()) - {LATEST})
 

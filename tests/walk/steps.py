@@ -429,10 +429,9 @@ class Walk:
         child = shell.child
         if self.disturbed and child.isalive():
             try:
-                child.sendline("echo $((6 * 7))x")
-                child.expect(["42x", pexpect.EOF], timeout=2 * PATIENCE)
-            except OSError:
-                pass
+                with contextlib.suppress(OSError):  # its terminal is closed by now
+                    child.sendline("echo $((6 * 7))x")
+                    child.expect(["42x", pexpect.EOF], timeout=2 * PATIENCE)
             except pexpect.TIMEOUT:
                 raise Violation(f"a session hangs: {child.before[-300:]!r}") from None
         return bool(child.isalive())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import s3inside
 from model import Tree, Violation
-from s3lib import BUCKET, IDENTITIES, weed
+from s3lib import BUCKET, IDENTITIES, store_argv, weed
 from steps import opened_by_gpg, tree_of
 
 if TYPE_CHECKING:
@@ -115,13 +115,8 @@ class Cloud:
 
     def start(self) -> None:
         """Start the store, and wait until it takes something."""
-        names = ("s3", "master", "volume", "filer", "admin")
-        at = f"-ip={self.address}", f"-ip.bind={self.address}"
         self.store = self.serve(
-            *(str(weed()), "-logtostderr", "mini", f"-dir={self.box}/data", *at, "-master.telemetry=false"),
-            *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-            f"-s3.config={self.box}/s3.json",
-            *(f"-{name}.port={port}" for port, name in enumerate(names, self.first)),
+            *store_argv(weed(), f"{self.box}/data", f"{self.box}/s3.json", self.address, self.first),
             *(f"-{name}.localSocket={self.box}/{name}.sock" for name in ("s3", "filer")),
         )
         deadline = time.monotonic() + 60
