@@ -147,7 +147,20 @@ class Docker(Engine):
         return dict(self.asked(f"/containers/{name}/json").get("State", {}))
 
     def asked(self, path: str) -> Any:
-        """What it answers to a question about its containers, by its socket: docker's client costs more."""
+        """What it answers to a question about its containers, by its socket: docker's client costs more.
+
+        One that is killed while it is asked will be started again, and is asked once more.
+        """
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                return self.asked_once(path)
+            except (OSError, http.client.HTTPException):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+
+    def asked_once(self, path: str) -> Any:
         with socket.socket(socket.AF_UNIX) as channel:
             channel.settimeout(300)
             channel.connect(f"{self.box}/docker.sock")
