@@ -170,15 +170,26 @@ class Docker(Engine):
             return json.load(connection.getresponse())
 
     def unpause(self, name: str) -> None:
-        """It may hang at that, when it was just starting a program there (20.10 does): the kernel is told."""
+        """It may hang at that, when it was just starting a program there (20.10 does): the kernel is told.
+
+        What it then finds thawed already it would call paused for ever, so that is frozen for it once more.
+        """
         client = subprocess.Popen(["docker", "unpause", name], stdout=DEVNULL, stderr=DEVNULL)
         try:
             client.wait(timeout=10)
         except subprocess.TimeoutExpired:
             for container in (self.box / "data/containers").iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    Path(f"/sys/fs/cgroup/freezer/docker/{container.name}/freezer.state").write_text("THAWED")
+                    self.freezer(container.name).write_text("THAWED")
             client.wait(timeout=60)
+            told = self.asked(f"/containers/{name}/json")
+            if told.get("State", {}).get("Paused"):
+                self.freezer(told["Id"]).write_text("FROZEN")
+                sh("docker", "unpause", name)
+
+    def freezer(self, container: str) -> Path:
+        """Where the kernel says whether a container is frozen, and is told (control groups of version 1)."""
+        return Path(f"/sys/fs/cgroup/freezer/docker/{container}/freezer.state")
 
     def processes(self) -> list[int]:
         """It, and its containerd: a new engine waits for a living one for 15 seconds."""
