@@ -3354,9 +3354,10 @@ def as_it_is(config: Config, container: Container) -> Container:
     """The container, stopped where Podman calls it running and cannot run anything in it.
 
     So it goes on when conmon, who would have told Podman of its end, was killed as well.  Asked only where
-    no process has the number that it names, which alone proves nothing: Podman may be on another machine.
+    the process that it names is not seen to be the container's, which alone proves nothing: Podman may be
+    on another machine.
     """
-    if config.program != "podman" or not container.running or os.path.exists(f"/proc/{container.pid}"):
+    if config.program != "podman" or not container.running or seen_mounts(container):
         return container
     if is_alive(config.run_folder / GUARD_LOCK):  # by its guard
         return container

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -386,18 +387,36 @@ def test_a_session_ends_well_while_somebody_types_in_the_config(open_place: Plac
     assert kept(open_place, before) == {"first": "precious"}
 
 
+def adopt_orphans(on: bool) -> None:
+    """Whether the processes that lose their parent become this one's (PR_SET_CHILD_SUBREAPER, prctl(2))."""
+    assert ctypes.CDLL(None).prctl(36, int(on), 0, 0, 0) == 0
+
+
 @pytest.mark.skipif(enginelib.ENGINE != "podman", reason="each container of Podman has a conmon of its own")
 @pytest.mark.parametrize("word", [("down",), ("up", "--recreate", "--force")])
+@pytest.mark.parametrize("reaped", [True, False])
 def test_a_container_that_died_with_its_conmon_is_told_and_can_be_ended(
-    open_place: Place, word: tuple[str, ...]
+    request: pytest.FixtureRequest, word: tuple[str, ...], reaped: bool
 ) -> None:
+    if not reaped:  # what has lost its parents comes to this process, and stays a zombie
+        request.addfinalizer(lambda: adopt_orphans(False))
+        adopt_orphans(True)
+    open_place: Place = request.getfixturevalue("open_place")
     open_place.ok("save")
     told = docker("inspect", "-f", "{{.State.ConmonPid}} {{.State.Pid}}", open_place.name).split()
     for pid in map(int, told):
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in told), "both are dead")
+    first = Path(f"/proc/{told[1]}")
+    if reaped:
+        eventually(lambda: not first.exists(), "it is dead")
+    else:
+        eventually(lambda: "(zombie)" in (first / "status").read_text(), "it is dead")
     status = open_place.run("status")
     assert "the container stopped" in status.stdout or "is lost" in status.stdout, status
+    if not reaped:  # Podman itself ends no container whose conmon is one
+        adopt_orphans(False)
+        for pid in map(int, told):
+            os.waitpid(pid, 0)
     said = open_place.ok(*word)
     assert "is lost" in said
     open_place.ok("up")

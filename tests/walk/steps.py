@@ -24,7 +24,7 @@ from enginelib import SECRETS, Owned, Terminal
 from faults import HARMLESS, KINDS, Disturbance, victims
 from model import Model, Tree, Violation
 
-from tazpod import GUARD_WORD
+from tazpod import GUARD_WORD, dead_sessions
 
 PATIENCE = 20.0  # seconds within which what must happen by itself has happened
 UID = 1000
@@ -137,8 +137,8 @@ class Walk:
         return False
 
     def words_inside(self) -> list[int]:
-        """The words that are at work in the container: one whose host side was killed goes on there."""
-        pattern = rf"^python3 -Esc.*tazpod\.program\(\) (?!{GUARD_WORD})"
+        """The words and writes at work in the container: one whose host side was killed goes on there."""
+        pattern = rf"^python3 -Esc.*tazpod\.program\(\) (?!{GUARD_WORD})|^bash -c mountpoint "
         return victims(self.place, self.engine, self.engine.state(self.place.name).get("Pid", 0), pattern)
 
     def read_open(self) -> Tree:
@@ -171,6 +171,13 @@ class Walk:
         """Wait for the words that go on in the container; a storage that stalls keeps some for long."""
         self.eventually(lambda: not self.words_inside(), "the words in the container ended", 3 * PATIENCE)
 
+    def await_guard(self) -> None:
+        """An entry that was killed may have come as far as a session, after which the guard locks."""
+        run = self.place.folder / ".tazpod/run"
+        if self.kind == "enter" and self.mounted() and dead_sessions(run):
+            self.word("up")  # where the guard was killed as well
+            self.eventually(lambda: not (self.mounted() and dead_sessions(run)), "the guard has seen to it")
+
     def eventually(self, check: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
         """Wait for what must happen by itself."""
         deadline = time.monotonic() + patience
@@ -186,6 +193,8 @@ class Walk:
         done = self.place.run(*words, passphrase=passphrase)
         self.said = done.stdout + done.stderr
         self.note(f"{' '.join(words)} -> {done.returncode}")
+        if done.returncode != 0:
+            self.note(" / ".join(self.said.splitlines())[:300])
         if "Traceback" in self.said or "a fault in tazpod" in self.said:
             raise Violation(f"{words}: {self.said}")
         if done.returncode != 0 and not (self.disturbed or may_fail):
@@ -394,6 +403,7 @@ class Walk:
             self.engine.unpause(self.place.name)
         if self.disturbed:
             self.await_words()
+            self.await_guard()
         living = [shell for shell in self.shells if self.lives(shell)]
         for shell in self.shells:
             if shell not in living:
