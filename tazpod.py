@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 else:
     json, shlex, Path = Late("json"), Late("shlex"), Late("pathlib", "Path")
 
-__version__ = "0.6.1"
+__version__ = "0.6.2"
 
 # ── 0. constants ──────────────────────────────────────────────────────────────────────────
 
