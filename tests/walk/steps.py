@@ -189,8 +189,15 @@ class Walk:
     # -- words
 
     def word(self, *words: str, passphrase: str | None = None, may_fail: bool = False) -> bool:
-        """A word that the person types; whether it succeeded.  It may fail where something was disturbed."""
+        """A word that the person types; whether it succeeded.  It may fail where something was disturbed.
+
+        What Podman cannot start again, since its conmon was killed as well, is made anew as the hint says.
+        """
         done = self.place.run(*words, passphrase=passphrase)
+        if self.engine.program == "podman" and "tazpod up --recreate makes it anew" in done.stderr:
+            self.note("made anew")
+            self.place.ok("up", "--recreate")
+            done = self.place.run(*words, passphrase=passphrase)
         self.said = done.stdout + done.stderr
         self.note(f"{' '.join(words)} -> {done.returncode}")
         if done.returncode != 0:
@@ -413,9 +420,10 @@ class Walk:
                 self.ended_last = not living
         self.shells = living
         if self.ended_last:
+            opened = self.opened_by_unlock()
             if self.disturbed:  # whoever was killed at the same moment, the next word makes well
                 self.word("up")
-            if not self.opened_by_unlock():
+            if not opened:
                 self.eventually(lambda: not self.mounted(), "locked after the last session")
         born = self.running_since()
         reborn = born != self.born  # and what was in RAM is lost
