@@ -1541,6 +1541,9 @@ def _settings(text: str, where: Path) -> Iterator[tuple[str, Any]]:
     return _flatten(root)
 
 
+UNKNOWN_TOLD = 10  # keys of a config.yaml
+
+
 def _unknown(name: str) -> str:
     import difflib
 
@@ -1555,11 +1558,12 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
     where = project / CONFIG_PATH
     values: dict[str, Any] = {}
     seen: set[str] = set()
-    warnings: list[str] = []
+    twice: dict[str, str] = {}
+    unknown: list[tuple[str, str]] = []
     for name, node in _settings(text, where):
         place = f"{where}:{node.start_mark.line + 1}"
-        if name in seen:
-            warnings.append(f"{place}: {name} is there twice; the last one counts")
+        if name in seen and name in KEYS:
+            twice[name] = f"{place}: {name} is there twice; the last one counts"
         seen.add(name)
         if name == "ghost_mode" and str(node.value).lower() in ("false", "no", "off"):
             values.setdefault("ghost_mode", False)  # where older files kept it
@@ -1568,13 +1572,19 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
         if name in SECTIONS:
             raise UsageError(f"{place}: {name}: must be a mapping of keys")
         if name not in KEYS:
-            warnings.append(f"{place}: {_unknown(name)}")
+            unknown.append((place, name))
             continue
         key = KEYS[name]
+        if node.value == "" and Config._field_defaults.get(key.field) == "":
+            continue  # `hooks.pre_lock: ""`, say
         try:
             values[key.field] = READERS[key.kind](key, node)
         except ValueError as error:
             raise UsageError(f"{place}: {name}: {error}") from None
+    warnings = list(twice.values())
+    warnings += [f"{place}: {_unknown(name)}" for place, name in unknown[:UNKNOWN_TOLD]]
+    if unknown[UNKNOWN_TOLD:]:
+        warnings.append(f"{where}: {len(unknown) - UNKNOWN_TOLD} more unknown keys")
     values.setdefault("container_name", legal_name(project.name))
     named = any(field.startswith("aws_") for field in values)
     return Config(project, **values, aws_named=named), warnings
@@ -1623,11 +1633,17 @@ def project_state(project: Path) -> Path:
     return state_folder() / "by-project" / name[-200:]
 
 
+CONFIG_LIMIT = 64 << 10  # bytes of config.yaml, which takes a second to read then
+
+
 def config_text(project: Path, owners: Collection[int] = ()) -> str:
     """What the project's config.yaml says; nothing when there is none."""
     path = project / CONFIG_PATH
     try:
-        return read_shared(path, owners).decode()
+        data = read_shared(path, owners)
+        if len(data) > CONFIG_LIMIT:
+            raise UsageError(f"{path}: is larger than {CONFIG_LIMIT >> 10} KiB")
+        return data.decode()
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError:
@@ -2339,6 +2355,22 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
     return changes
 
 
+def naming_changes(config: Config, approval: Approval) -> list[Change]:
+    """Whether a config names a storage, to which the vault then goes, and what was approved does not, or the
+    other way round, though all values are the same: a default counts as named where it is written.
+    """
+    named = approval.aws_named
+    for name, default in settings_of(Config(config.project, "")).items():
+        if name.startswith("aws_sso.") and approval.settings.get(name, default) != default:
+            named = True
+    if config.aws_named == named:
+        return []
+    if named:
+        bucket = approval.settings.get("aws_sso.bucket", "")
+        return [Change("aws_sso", f"names {json.dumps(bucket)}", "names no storage")]
+    return [Change("aws_sso", "names no storage", f"names {json.dumps(config.aws_bucket)}")]
+
+
 def _is_below(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
@@ -2409,7 +2441,8 @@ def read_request(project: Path, owners: Collection[int] = ()) -> Request:
     if known and approval.places:
         return Request(approved_config(project, approval, text), text, [], [], known)
     config, warnings = parse_config(text, project)
-    return Request(config, text, warnings, changes_between(config, approval.settings), known)
+    changes = changes_between(config, approval.settings) + naming_changes(config, approval)
+    return Request(config, text, warnings, changes, known)
 
 
 def keep_request(request: Request, **more: Any) -> None:
@@ -2595,10 +2628,10 @@ def approved_dockerfile(config: Config) -> bytes:
         text = read_shared(path, owners_of(project))
     except FileNotFoundError:
         raise TazpodError(f"{path}: there is no such Dockerfile", "tazpod init writes one") from None
-    approval = read_approval(project) or Approval(settings_of(config))
-    changes = dockerfile_changes(text, approval)
+    changes = dockerfile_changes(text, read_approval(project) or Approval(settings_of(config)))
     if changes:
         ask_approval(path, changes)
+        approval = read_approval(project) or Approval(settings_of(config))  # as it is after the question
         write_approval(project, approval._replace(dockerfile=digest_of(text)))
     # Once more: while the question was asked, a program in the container may have put a link there.
     refuse_to_be_led_out(project, context, f"build.context: {config.context}")
@@ -2711,6 +2744,12 @@ class Mount(NamedTuple):
     root: str = "/"
     source: str = ""  # what was named when it was mounted
     options: str = ""  # of the file system, wherever it is mounted
+    shared: bool = False  # whether what is mounted below it comes to others as well (mount_namespaces(7))
+
+    @property
+    def number(self) -> int:
+        """The device as stat(2) tells it."""
+        return os.makedev(*map(int, self.device.split(":")))
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -2723,7 +2762,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
         if len(fields) >= 5:
             root, point = map(_unescaped, fields[3:5])
             source, _, options = rest.partition(" ")
-            mounts.append(Mount(fields[2], point, kind, root, source, options))
+            shared = any(field.startswith("shared:") for field in fields[6:])
+            mounts.append(Mount(fields[2], point, kind, root, source, options, shared))
     return mounts
 
 
@@ -3361,8 +3401,11 @@ def as_it_is(config: Config, container: Container) -> Container:
         return container
     if is_alive(config.run_folder / GUARD_LOCK):  # by its guard
         return container
-    answer = capture(is_open_argv(config._replace(container_name=container.name)))
-    if answer.code != 0 and "cannot exec in a stopped container" in answer.err:
+    # In the background: else what a program of the container's prints would be taken for Podman's words.
+    answer = capture([config.program, "exec", "-d", container.name, "true"])
+    if answer.code != 0 and re.search(
+        "cannot exec in a stopped container|executing setns process", answer.err
+    ):
         return container._replace(status="exited", pid=0)
     return container
 
@@ -3809,6 +3852,10 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         refuse_exchanged_mounts(made, container, before)
         if not is_installed(made, container):
             prove_shared(made, container, before is None)
+            if container.id in read_records(
+                made.project
+            ):  # should this be cut off, what is there is not known
+                remember_container(made, container, fitted=None)
             copy_tool(made)
             set_up_from_host(made, container)
         if config.post_up and not (before and before.in_memory):
@@ -3994,8 +4041,7 @@ def pod_archive(config: Config) -> bytes:
         f"exec python3 -Esc '{POD_START}' \"$@\"\n"
     ).encode()
     hook = shell_settings(config) + BASH_HOOK
-    approval = read_approval(config.project) or Approval()
-    told = {**approved_for_pod(config, approval), "text": approval.text}
+    approval = read_approval(config.project)
     buffer = io.BytesIO()
 
     def add(archive: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:
@@ -4006,7 +4052,9 @@ def pod_archive(config: Config) -> bytes:
         archive.addfile(info, io.BytesIO(data))
 
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        add(archive, POD_CONFIG, json.dumps(told).encode())  # before the tool goes by it
+        if approval:  # another user of this host may have told the container of his
+            told = {**approved_for_pod(config, approval), "text": approval.text}
+            add(archive, POD_CONFIG, json.dumps(told).encode())  # before the tool goes by it
         for name, data in tool_files():
             add(archive, f"{POD_TOOL}/{name}", data)
         add(archive, POD_LAUNCHER, launcher, 0o755)
@@ -4459,9 +4507,15 @@ def is_open(vault: Vault) -> bool:
     mount = mounted_at(vault.mount)
     if mount is None:
         return False
-    if mount.kind != "tmpfs":
-        raise VaultError(f"{vault.mount}: a {mount.kind} is mounted where the secrets belong")
-    return True
+    if mount.kind != "tmpfs" or mount.root != "/":
+        what = f"a {mount.kind}" if mount.root == "/" else "only a part of one"
+        raise VaultError(f"{vault.mount}: {what} is mounted where the secrets belong")
+    if OPTIONS.dry_run or _device_of(vault.mount) == mount.number:
+        return True
+    if mounted_at(vault.mount) != mount:  # it was moved meanwhile
+        return is_open(vault)
+    hint = "findmnt shows which; take it away: sudo umount"
+    raise VaultError(f"{vault.mount}: another mount covers the open vault", hint)
 
 
 def ram_name(container: str) -> str:
@@ -4490,10 +4544,11 @@ def lies_at_secrets(mount: Mount) -> bool:
     return may_hold_secrets(mount) and bool(re.fullmatch(place, mount.point))
 
 
-def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
+def led_astray(vault: Vault) -> tuple[dict[str, bool], dict[int, str]]:
     """Where a vault that is not in its place is open all the same, in whatever mount namespace.
 
-    And if this one does not show it, the processes whose namespaces do.
+    By place, whether all of it is there.  And if this namespace does not show it, the processes whose
+    namespaces do.
     """
     aside = [mount.device for mount in mounts_at(vault.transit)]  # on its way in or out
     found: dict[str, bool] = {}
@@ -4501,9 +4556,9 @@ def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
     for mount in mount_table():
         older = mount.source == RAM and lies_at_secrets(mount)
         if (older or is_open_ram(mount, vault.ram)) and mount.device not in aside:
-            found[mount.point] = True
+            found[mount.point] = mount.root == "/"
     if found:
-        return list(found), {}
+        return found, {}
     for process in other_processes():
         with contextlib.suppress(OSError):
             text = table_of(str(process))
@@ -4511,9 +4566,9 @@ def led_astray(vault: Vault) -> tuple[list[str], dict[int, str]]:
                 continue
             for mount in parse_mountinfo(text):
                 if is_open_ram(mount, vault.ram) and mount.device not in aside:
-                    found[mount.point] = True
+                    found[mount.point] = mount.root == "/"
                     holders[int(process.name)] = name_of(process)
-    return list(found), holders
+    return found, holders
 
 
 def refuse_open_elsewhere(vault: Vault) -> None:
@@ -4533,10 +4588,16 @@ def refuse_open_elsewhere(vault: Vault) -> None:
             "end that, and what is in there is given up (in the container:"
             f" sudo kill {' '.join(map(str, sorted(holders)[:5]))}); {end_all}",
         )
-    if places:
+    whole = [place for place, is_whole in places.items() if is_whole]
+    if whole:
         raise VaultError(
             f"the open vault was moved: it is mounted at {where}",
-            f"put it back (sudo mount --move {quoted(places[0], str(vault.mount))}); {end_all}",
+            f"put it back (sudo mount --move {quoted(whole[0], str(vault.mount))}); {end_all}",
+        )
+    if places:
+        raise VaultError(
+            f"the open vault was unmounted, but for a part of it: {where}",
+            f"copy what you need from there, or in a shell that is still in the vault; {end_all}",
         )
     if is_guarded_elsewhere(vault):
         what = "another container of this project is at work, and may hold its open vault"
@@ -4606,7 +4667,7 @@ def mount_ram(place: Path, size: str, name: str) -> int:
     mount = mounted_at(place)
     device = os.fstat(fd).st_dev
     wanted = Mount(f"{os.major(device)}:{os.minor(device)}", str(place), "tmpfs", "/", name)
-    if mount is None or mount._replace(options="") != wanted:
+    if mount is None or mount._replace(options="", shared=False) != wanted:
         os.close(fd)
         raise VaultError(f"{place}: mount said done, but no tmpfs is there")
     return fd
@@ -4651,12 +4712,33 @@ def mount_tmpfs(vault: Vault) -> int:
     return mount_ram(vault.transit, vault.size, vault.ram)
 
 
+def shared_around(*places: Path) -> list[str]:
+    """Which shared mounts these places lie in."""
+    found = {}
+    table = mount_table()
+    for place in places:
+        around = [mount for mount in table if _is_below(str(place.parent), mount.point)]
+        for mount in sorted(around, key=lambda mount: len(mount.point))[-1:]:
+            if mount.shared:
+                found[mount.point] = True
+    return list(found)
+
+
 def move_mount(source: Path, target: Path, *more: Sequence[str]) -> bool:
     """Move a mount in one step, busy or not (mount(8), --move); the mount table tells whether it did.
 
-    `more` is done to it in its new place; whether that went well.
+    `more` is done to it in its new place; whether that went well.  The kernel moves nothing out of a shared
+    mount, as somebody makes all of them who runs containers in this one; so that is private meanwhile.
     """
-    result = change_mounts(["mount", "--move", str(source), str(target)], *more)
+    move = ["mount", "--move", str(source), str(target)]
+    result = change_mounts(move, *more)
+    shared = shared_around(source, target)
+    if mounted_at(source) is not None and shared:
+        change_mounts(*(["mount", "--make-private", place] for place in shared))
+        try:
+            result = change_mounts(move, *more)
+        finally:
+            change_mounts(*(["mount", "--make-shared", place] for place in shared))
     if mounted_at(source) is not None or mounted_at(target) is None:
         raise VaultError(f"{source} could not be moved to {target}: {result.reason}")
     return result.code == 0
@@ -4667,26 +4749,42 @@ def remount_argv(place: Path, mode: str) -> list[str]:
     return ["mount", "-o", f"remount,{mode}", str(place)]
 
 
-def set_aside(vault: Vault) -> None:
-    """Move the open vault to TRANSIT, where no path of a session leads to it, and freeze it there.
+def set_aside(vault: Vault) -> bool:
+    """Move the open vault to TRANSIT, and freeze it there; whether that froze.
 
-    The kernel refuses the freeze while a file is open for writing.  So it is tried a few times, for a
-    program that is in the middle of a write.  One that keeps its file open for longer is not waited
-    for; it is named when the vault is destroyed.
+    The kernel refuses the freeze while a file is open for writing, or one that was deleted is open.  So it
+    is tried a few times, for a program that is in the middle of a write.
     """
+    if vault.transit.is_symlink():  # root would follow it
+        remove_file(vault.transit)
     make_folder(vault.transit)
     freeze = remount_argv(vault.transit, "ro")
     frozen = move_mount(vault.mount, vault.transit, freeze)
     for _ in range(ATTEMPTS):
         if frozen:
-            return
+            break
         time.sleep(0.03)
         frozen = change_mounts(freeze).code == 0
+    return frozen
+
+
+def shut_off(vault: Vault) -> dict[int, str]:
+    """Leave no path of a session to a vault that was set aside: the processes that can write to it still."""
+    mount = mounted_at(vault.transit)
+    if mount is None:
+        return {}
+    for place in mounts_of(mount.device):
+        if place != str(vault.transit):
+            unmount(Path(place))
+    device = mount.number
+    return {**scan_holders(device), **scan_namespaces(mount.device)}
 
 
 def put_back(vault: Vault) -> None:
-    """Undo `set_aside`."""
+    """Undo `set_aside`, and `shut_off`."""
     change_mounts(remount_argv(vault.transit, "rw"))
+    if not any(mounted_at(vault.home / name) for name in vault.binds):
+        bind_into_home(vault)
     move_mount(vault.transit, vault.mount)
 
 
@@ -4704,10 +4802,12 @@ def destroy_transit(vault: Vault) -> list[str]:
             return list_holders(holders)
         if mount.kind != "tmpfs":
             raise VaultError(f"{vault.transit}: a {mount.kind} is mounted there")
-        device = os.makedev(*map(int, mount.device.split(":")))
+        device = mount.number
         holders.update({**scan_holders(device), **scan_namespaces(mount.device)})
+        for inner in memory_inside(vault.transit):
+            holders.update(scan_holders(inner))
         if holders or not erase_and_unmount(vault, mount):
-            holders.update(destroy_held(vault, mount, device))
+            holders.update(destroy_held(vault, mount, device, holders))
         binds = [vault.home / name for name in vault.binds]
         places = [str(place) for place in (vault.transit, vault.mount, *binds)]
         holders.update(scan_namespaces(mount.device, places))  # who came meanwhile
@@ -4720,6 +4820,15 @@ def destroy_transit(vault: Vault) -> list[str]:
 def mounts_inside(place: Path) -> list[str]:
     """What is mounted below a place, the latest first: it hides what lies under it."""
     return [mount.point for mount in reversed(mount_table()) if mount.point.startswith(f"{place}/")]
+
+
+def memory_inside(place: Path) -> list[int]:
+    """The devices of the memory that somebody has mounted below a place; it is not ours to empty."""
+    found = []
+    for mount in mount_table():
+        if mount.kind == "tmpfs" and mount.point.startswith(f"{place}/"):
+            found.append(mount.number)
+    return found
 
 
 def erase_argvs(place: Path) -> list[list[str]]:
@@ -4745,8 +4854,9 @@ def destroy_argvs(place: Path, inside: Sequence[str], others: Sequence[str]) -> 
     commands = []
     if inside:
         commands.append(["umount", *inside])
+    # Before it can be written to again: what somebody wrote by a path now would be erased unseen.
+    commands += [["umount", other] for other in others]
     commands += [remount_argv(place, "rw"), *erase_argvs(place)]
-    commands += [["umount", other] for other in others]  # they hold folders of it
     return [*commands, remount_argv(place, f"ro,{marked(1)}"), ["umount", str(place)]]
 
 
@@ -4760,14 +4870,14 @@ def erase_and_unmount(vault: Vault, mount: Mount) -> bool:
     return len(mounts_at(place)) < before
 
 
-def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
-    """Destroy what somebody holds, and take it away under him; who it was, as far as that can be seen."""
+def destroy_held(vault: Vault, mount: Mount, device: int, found: Mapping[int, str]) -> dict[int, str]:
+    """Destroy what somebody holds, `found` among them, and take it away under them; who they were."""
     place = vault.transit
     others = [other for other in mounts_of(mount.device) if other != str(place)]
     for other in dict.fromkeys((*mounts_inside(place), *others)):
         unmount(Path(other))
     change_mounts(remount_argv(place, "rw"))
-    holders = empty_held(device)
+    holders = {**found, **empty_held(device)}
     if os.geteuid() == 0:
         left = empty_tree(place, device)
     else:
@@ -4778,6 +4888,12 @@ def destroy_held(vault: Vault, mount: Mount, device: int) -> dict[int, str]:
         raise VaultError(f"{left[0]} could not be emptied: the vault is not destroyed", "tazpod down")
     # Who holds the folder makes nothing new in it; those below it are deleted, and take nothing any more.
     change_mounts(["chown", "0:0", str(place)], erase_argvs(place)[1])
+    for _ in range(ATTEMPTS):
+        room = room_of(place, device)
+        if room is None or room.f_bfree == room.f_blocks:
+            break
+        time.sleep(0.03)  # a program that outlived its tazpod may still be writing what was deleted just now
+        holders.update(empty_held(device))
     refuse_what_is_left(place, device)
     has_mark = mark_destroyed(place, device)
     if not unmount(place) and not holders:
@@ -4944,8 +5060,9 @@ def empty_held(device: int) -> dict[int, str]:
 
 
 def empty_tree(root: Path, device: int) -> list[str]:
-    """Empty every file of a device below a folder, also those that may not be changed; which would not be."""
+    """Empty every file of a device in a folder, also those that may not be changed; which would not be."""
     left = []
+    empty_file(root, device)
     for path in all_below(root):
         if not empty_file(path, device, os.O_NOFOLLOW):
             left.append(str(path))
@@ -4958,7 +5075,7 @@ _FIXED = 0x10 | 0x20  # immutable, append only
 
 
 def empty_file(path: Path, device: int, flags: int = 0) -> bool:
-    """Truncate a regular file of a device, if one is there; False when this user may not."""
+    """Empty a file of a device, if one is there, of its attributes as well; False when this user may not."""
     if OPTIONS.dry_run:
         return True
     try:
@@ -4968,7 +5085,12 @@ def empty_file(path: Path, device: int, flags: int = 0) -> bool:
     same = f"/proc/self/fd/{seen}"  # whatever the name leads to by now
     try:
         info = os.fstat(seen)
-        if info.st_dev == device and stat.S_ISREG(info.st_mode) and info.st_size:
+        if info.st_dev != device:
+            return True
+        with contextlib.suppress(OSError):
+            for name in os.listxattr(same):
+                os.removexattr(same, name)
+        if stat.S_ISREG(info.st_mode) and info.st_size:
             with contextlib.suppress(OSError):
                 make_changeable(same)
             with contextlib.suppress(OSError):
@@ -5369,11 +5491,15 @@ def unreadable(path: str, error: OSError) -> VaultError:
 
 
 def has_attributes(path: bytes) -> bool:
-    """Whether a file has attributes of its user's (xattr(7)): the archive keeps none."""
+    """Whether a file has attributes of its user's, capabilities, or a list of who may do what.
+
+    The archive keeps none of them (xattr(7), capabilities(7), acl(5)).
+    """
     try:
-        return any(name.startswith("user.") for name in os.listxattr(path, follow_symlinks=False))
+        names = os.listxattr(path, follow_symlinks=False)
     except OSError:  # a file system without them
         return False
+    return any(name.startswith(("user.", "system.posix_acl_", "security.capability")) for name in names)
 
 
 class Walk:
@@ -5446,6 +5572,8 @@ def survey(root: Path) -> Tree:
     Raises VaultError with the name of what cannot be read.
     """
     walk = Walk(root)
+    if has_attributes(walk.base):
+        walk.left_out.append("extended attributes of the vault's own folder are left out")
     try:
         while walk.pending:
             walk.look_into(walk.pending.pop())
@@ -5699,13 +5827,6 @@ def prove_opens(vault: Vault, sealed: int, passphrase: bytes) -> int:
         return unpack(vault, sealed, passphrase, ram)[1]
 
 
-def left_in_transit(vault: Vault) -> bool:
-    """Whether a killed unlock or lock has left something in RAM; one that is under way holds the lock."""
-    with contextlib.suppress(Busy), exclusive(vault, wait=0):
-        return not is_open(vault) and mounted_at(vault.transit) is not None
-    return False
-
-
 def bind_into_home(vault: Vault) -> None:
     """Show the vault's own folders in the home, so that no token of the AWS CLI touches a disk.
 
@@ -5784,13 +5905,13 @@ def save(
         state = settled_state(vault, on_disk)
         make_folder(vault.mount / ".aws")  # an archive of nothing is one that nobody read
         tree = survey(vault.mount)
+        for text in tree.left_out:
+            warn(text)
         if not force and passphrase is None and is_sealed(vault, tree, state, on_disk):
             if on_disk != state.get("sealed"):
                 warn("the sealed vault was replaced by another; this one is in the history")
             return None
         must_fit(vault, tree)
-        for text in tree.left_out:
-            warn(text)
         return replace_sealed(vault, tree, state, on_disk, current=current, upcoming=passphrase)
 
 
@@ -6026,15 +6147,19 @@ def lock(
     Gives the processes that still held something in the vault; None when it stays open.  It does so when
     `wanted` says that somebody needs it, or, with `saved`, when it has changed since the save.  Both are
     asked when the vault is set aside: what was written before is seen, and whoever comes later finds it
-    locked.
+    locked, or cannot write.  Whoever can all the same, since it did not freeze, is among those processes.
     """
+    writers: dict[int, str] = {}
     with exclusive(vault):
         if is_open(vault):
-            set_aside(vault)
+            frozen = set_aside(vault)
             try:
-                keep = wanted and wanted()
+                keep = bool(wanted and wanted())
                 if saved and not OPTIONS.dry_run:  # which has not moved it, nor saved it before
                     keep = keep or is_unsaved(vault.transit)
+                    if not keep and not frozen:
+                        writers = shut_off(vault)
+                        keep = is_unsaved(vault.transit)
             except BaseException:
                 with uninterrupted():
                     put_back(vault)
@@ -6044,7 +6169,7 @@ def lock(
                 return None
         else:
             tell_lost(vault)
-        holders = destroy_vault(vault)
+        holders = list(dict.fromkeys((*list_holders(writers), *destroy_vault(vault))))
         mount = mounted_at(vault.home / ".aws")
         if mount and mount.kind == "tmpfs":
             unmount(vault.home / ".aws")
@@ -7843,6 +7968,7 @@ class Watch:
         self.lock = Task("lock", 0.0, 60.0)
         self.save = Task("save", interval, 300.0)
         self.push = Task("push", interval, 1800.0)
+        self.settled: set[str] = set()  # dead sessions after which it was locked: a read-only disk keeps them
         self.said = self.save.due  # when to say next that there is nothing to do
 
     def settle(self, log: Any) -> bool:
@@ -7865,6 +7991,7 @@ def look_after(config: Config, vault: Vault, folder: Path, watch: Watch, log: An
     """One look of the guard: end dead sessions, lock after the last, save and push in time."""
     watch.settle(log)
     dead, alive = end_dead_sessions(folder)
+    dead = [lease for lease in dead if lease.stem not in watch.settled]
     if not is_open(vault):
         clear_up(config, vault, dead, watch, log)
         return
@@ -7900,6 +8027,7 @@ def clear_up(config: Config, vault: Vault, dead: Sequence[Path], watch: Watch, l
         if not is_open(vault):
             destroy_transit(vault)
             forget(dead)
+            watch.settled.update(lease.stem for lease in dead)
 
 
 def keep_in_step(config: Config, vault: Vault, watch: Watch, log: Any) -> None:
@@ -8000,8 +8128,10 @@ def guard(config: Config, vault: Vault, *, tick: float = 1.0) -> None:
                 if ended:
                     log.info("ended by signal %d", ended[0])
                     return
-                if tool_stamp() != own or not is_same_file(folder / GUARD_LOCK, held):
+                if not is_same_file(folder / GUARD_LOCK, held):
                     break
+                if tool_stamp() != own and capture([POD_LAUNCHER, "--version"]).code == 0:
+                    break  # one that was cut off while it was put there is not gone on with
             time.sleep(tick)
         time.sleep(tick)  # until all of the newer one is there
     os.execv(POD_LAUNCHER, ["tazpod", GUARD_WORD])
@@ -8038,6 +8168,12 @@ def request_in_pod(project: Path) -> Request:
     says may run with the vault open, or send it away.  Only what needs no approval is taken from there.
     """
     noted = noted_by_root(POD_CONFIG)
+    was_set_up = os.path.lexists(POD_CONFIG) or os.path.lexists(POD_MADE)
+    for _ in range(20):
+        if noted or not was_set_up:
+            break
+        time.sleep(0.05)  # it may just be put there anew
+        noted = noted_by_root(POD_CONFIG)
     approved = noted.get("settings", {})
     settings = {"container_name": noted.get("name", legal_name(project.name)), **approved}
     config = approved_config(project, Approval(settings, aws_named=noted.get("aws_named", False)))
@@ -8047,14 +8183,18 @@ def request_in_pod(project: Path) -> Request:
             return Request(config, text, [], [], True)
         asked, warnings = parse_config(text, project)
     except (TazpodError, OSError) as error:
-        if not noted:
+        if not was_set_up:
             raise
         return Request(config, "", [f"{error}; what was approved before counts"], [], True)
-    if not noted:
+    if not was_set_up:
         return Request(asked, text, warnings, [], True)
-    changes = [change.name for change in changes_between(asked, approved) if change.name in approved]
-    if changes and os.environ.get("TAZPOD_SESSION"):  # what is typed on the host is told there
-        where = f"{CONFIG_PATH}: {', '.join(changes)}"
+    changes = [c.name for c in changes_between(asked, approved) if re.fullmatch(POD_GOES_BY, c.name)]
+    where = f"{CONFIG_PATH}: {', '.join(changes)}"
+    if changes and not noted:
+        warnings.append(
+            f"{where}: it is not known here what was approved, so it does not count: tazpod up, outside"
+        )
+    elif changes and os.environ.get("TAZPOD_SESSION"):  # what is typed on the host is told there
         warnings.append(f"{where}: not as it was approved, so it does not count: on the host, tazpod trust")
     free = {KEYS[key].field: getattr(asked, KEYS[key].field) for key in NEEDS_NO_APPROVAL}
     return Request(config._replace(**free), text, warnings, [], True)
@@ -9159,10 +9299,23 @@ def cmd_config(args: argparse.Namespace) -> int:
             origin = f"{CONFIG_PATH}:{lines[name]}"
         elif key.field == "ghost_mode" and not value:
             origin = f"{CONFIG_PATH}:{lines['ghost_mode']}"  # where older files kept it
-        emit(f"{name:<20}  {origin:<24}  {'; '.join(shown.splitlines())}".rstrip())
+        shown = "; ".join(shown.splitlines()).replace("  ", " \\u0020")
+        emit(f"{name:<20}  {origin:<24}  {shown}".rstrip())
     for name in (*config.aws_variables, *config.proxies):
         emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
     return OK
+
+
+def tell_running_container(project: Path) -> None:
+    """Set a container that runs up anew: its daemon and the end of its sessions go by what it was told."""
+    if not read_records(project):
+        return
+    try:
+        config, container, _ = look_for_container(the_project(project=project))
+        if container and container.running and not is_installed(config, container):
+            ensure_up(config)
+    except (TazpodError, OSError) as error:
+        warn(f"what runs in the container goes by it after: tazpod up ({error})")
 
 
 def cmd_trust(args: argparse.Namespace) -> int:
@@ -9189,6 +9342,7 @@ def cmd_trust(args: argparse.Namespace) -> int:
     if may_approve:
         keep_request(request, dockerfile=digest_of(dockerfile), git=git, owner=owner)
         say("approved: tazpod goes by it from now on")
+        tell_running_container(project)
     elif not changes:
         say("nothing differs from what was approved")
     return OK
@@ -9395,6 +9549,9 @@ def pod_facts(config: Config) -> dict[str, Any]:
     """All that the pod knows."""
     vault = pod_vault(config)
     opened = config.ghost_mode and is_open(vault)
+    aside = not opened and mounted_at(vault.transit) is not None
+    if config.ghost_mode and not opened and not aside:
+        opened = is_open(vault)  # it may have been put back between the two looks
     told: bool | None = opened
     astray = False
     if config.ghost_mode and not opened:
@@ -9410,7 +9567,7 @@ def pod_facts(config: Config) -> dict[str, Any]:
     known.update(daemon_success_at=notes.get("success"), daemon_failed_at=notes.get("failed"))
     folder = Path(POD_RUN)
     known["vault_sessions"] = live_sessions(folder)
-    known["vault_remains"] = left_in_transit(vault) or astray
+    known["vault_remains"] = aside or astray
     known["vault_on_disk"] = bool(stray_names(vault))
     known["vault_left_open"] = opened and not known["vault_sessions"] and bool(dead_sessions(folder))
     if opened:
@@ -9550,7 +9707,7 @@ def troubles(facts: Facts, now: float) -> list[tuple[str, str]]:
         (nothing and f.vault_missing, "the sealed vault is missing", FOUND_AGAIN.get(f.vault_missing, "")),
         (nothing and not f.vault_missing, "there is no vault yet", enter_again),
         (f.vault_open and not f.daemon_running, "the daemon does not run", start),
-        (f.vault_remains, "an unlock or a lock was cut off, and its secrets are still in RAM", "tazpod lock"),
+        (f.vault_remains, "secrets are in RAM: a lock or unlock is at work, or was cut off", "tazpod lock"),
         (f.vault_on_disk, "files lie on the container's disk where the secrets belong", "tazpod lock"),
         (f.vault_left_open, "a session has ended, and the vault is still open", "tazpod lock"),
         (f.vault_unsaved, "there are unsaved changes", "tazpod save"),

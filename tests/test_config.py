@@ -451,6 +451,23 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_one(text, warning):
     assert warnings == [f"{PROJECT}/.tazpod/config.yaml:{warning}"]
 
 
+def test_of_many_unknown_keys_a_few_are_told():
+    _, warnings = parse_config("\n".join(f"k{number}: x\nuser: a" for number in range(500)), PROJECT)
+    assert len(warnings) == tazpod.UNKNOWN_TOLD + 2
+    assert warnings[-1] == f"{PROJECT}/.tazpod/config.yaml: {500 - tazpod.UNKNOWN_TOLD} more unknown keys"
+
+
+def test_a_config_that_nobody_can_have_written_is_refused_at_once(project):
+    (project / tazpod.CONFIG_PATH).write_text("#" * (tazpod.CONFIG_LIMIT + 1))
+    with pytest.raises(tazpod.UsageError, match="is larger than 64 KiB"):
+        load_config(project)
+
+
+@pytest.mark.parametrize("name", ["hooks.pre_lock", "hooks.post_up", "aws_sso.start_url"])
+def test_a_default_that_is_empty_can_be_written_out(name):
+    assert parsed(yaml_for(name, "")) == DEFAULT
+
+
 def test_the_warning_is_shown_and_the_rest_counts(project, capfd):
     (project / tazpod.CONFIG_PATH).write_text("usr: x\nuser: dev\n")
     assert load_config(project).user == "dev"
@@ -665,7 +682,7 @@ def test_a_character_that_is_none_is_wrong_usage(text, name):
 
 
 @pytest.mark.parametrize("piece", ["[", "- ", "{a: "])
-@pytest.mark.parametrize("size", [8000, 400_000])
+@pytest.mark.parametrize("size", [8000, 60_000])
 def test_a_config_nested_too_deep_is_no_crash(piece, size, tmp_path):
     (tmp_path / ".tazpod").mkdir()
     (tmp_path / tazpod.CONFIG_PATH).write_text("a: &a\n " * (piece == "[") + piece * (size // len(piece)))

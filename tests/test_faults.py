@@ -4,6 +4,7 @@ well.  Real programs, real signals, a real tmpfs; the long forms run with `-m lo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -1196,4 +1199,160 @@ def test_what_a_mount_inside_the_vault_hides_is_emptied_too(opened: World) -> No
         run("mount", "-t", "tmpfs", "tmpfs", opened.open / "folder")
         tazpod.lock(opened.vault)
         assert held.read() == b""
+    assert_locked_and_clean(opened)
+
+
+def test_what_is_written_by_a_path_while_it_is_locked_is_refused(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program writes to ~/.aws after the last look would be erased, and nobody would know."""
+    for number in range(300):
+        opened.put(f"many/{number}", CANARY)
+    tazpod.save(opened.vault)
+    device = opened.open.stat().st_dev
+    destroy = tazpod.destroy_vault
+    token = opened.vault.home / ".aws/token"
+    kept: list[float] = []
+    refused: list[int] = []
+
+    def write() -> None:
+        while token.parent.stat().st_dev == device:
+            try:
+                with open(token, "w") as file:
+                    if os.fstat(file.fileno()).st_dev == device:
+                        kept.append(time.monotonic())
+            except OSError as error:
+                refused.append(error.errno or 0)
+
+    def destroy_under_a_writer(vault: tazpod.Vault) -> list[str]:
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            return destroy(vault)
+        finally:
+            writer.join()
+
+    monkeypatch.setattr(tazpod, "destroy_vault", destroy_under_a_writer)
+    assert tazpod.lock(opened.vault, saved=True) == []
+    assert kept == []
+    assert set(refused) <= {errno.EROFS}
+    assert_locked_and_clean(opened)
+
+
+SHORT_WRITER = """
+import os, sys, time
+held = open(sys.argv[1], "w")
+gone = open(sys.argv[2], "w")
+print("ready", flush=True)
+sys.stdin.readline()
+held.write("what was written late")
+held.close()
+print("written", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_somebody_writes_who_held_a_file_is_saved_or_he_is_named(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is open for writing keeps it from freezing; it is written after that file was compared."""
+    opened.put("late", "before")
+    tazpod.save(opened.vault)
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", SHORT_WRITER, str(opened.open / "late"), str(opened.root / "other")]
+    is_unsaved = tazpod.is_unsaved
+    looks: list[bool] = []
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as writer:
+        assert writer.stdin and writer.stdout and writer.stdout.readline() == "ready\n"
+        tazpod.save(opened.vault)
+
+        def look_and_let_it_write(root: Path) -> bool:
+            looks.append(is_unsaved(root))
+            if len(looks) == 1:
+                assert writer.stdin and writer.stdout
+                print(file=writer.stdin, flush=True)
+                assert writer.stdout.readline() == "written\n"
+            return looks[-1]
+
+        monkeypatch.setattr(tazpod, "is_unsaved", look_and_let_it_write)
+        assert tazpod.lock(opened.vault, saved=True) is None
+        assert looks == [False, True]
+        assert (opened.vault.home / ".aws").stat().st_dev == opened.open.stat().st_dev
+        tazpod.save(opened.vault)
+        assert tazpod.lock(opened.vault, saved=True) == []
+        writer.communicate("\n")
+    assert_locked_and_clean(opened)
+    opened.unlock()
+    assert (opened.open / "late").read_text() == "what was written late"
+
+
+def test_below_a_mount_that_is_shared_the_vault_opens_and_locks(opened: World) -> None:
+    """Who runs containers in the container makes its mounts shared, from where the kernel moves nothing."""
+    home = str(opened.vault.home)
+    run("mount", "--make-shared", home)
+    opened.put("late", "written")
+    tazpod.save(opened.vault)
+    assert tazpod.lock(opened.vault, saved=True) == []
+    assert_locked_and_clean(opened)
+    opened.unlock()
+    assert (opened.open / "late").read_text() == "written"
+    assert tazpod.lock(opened.vault, saved=True) == []
+    assert_locked_and_clean(opened)
+    assert run("findmnt", "-no", "PROPAGATION", home).strip() == b"shared"
+
+
+def test_attributes_of_a_destroyed_vault_are_gone_where_somebody_still_shows_it(opened: World) -> None:
+    names = [f"user.key{number}" for number in range(24)]
+    opened.put("held", CANARY)
+    for name in names:
+        os.setxattr(opened.open, name, CANARY * 500)
+    os.setxattr(opened.open / "held", "user.key", CANARY)
+    script = "import os, sys; sys.stdin.readline(); print(os.listxattr(sys.argv[1]), os.listxattr(3))"
+    argv = ["unshare", "-m", "sh", "-c", 'exec 3<"$1/held"; echo; exec "$0" -c "$2" "$1"', sys.executable]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*argv, str(opened.open), script], stdin=pipe, stdout=pipe, text=True) as watcher:
+        assert watcher.stdout and watcher.stdout.readline() == "\n"
+        (named,) = tazpod.lock(opened.vault) or ()
+        assert named.split()[0] == str(watcher.pid)
+        assert watcher.communicate("\n")[0] == "[] []\n"
+    assert_locked_and_clean(opened)
+    opened.unlock()
+
+
+def test_a_link_in_the_place_where_a_vault_is_set_aside_leads_nobody_astray(
+    opened: World, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    opened.vault.transit.rmdir()
+    opened.vault.transit.symlink_to(tmp_path / "elsewhere")
+    assert tazpod.lock(opened.vault) == []
+    assert_locked_and_clean(opened)
+
+
+def test_an_open_vault_that_is_covered_is_not_called_open_nor_locked(opened: World) -> None:
+    home = opened.vault.home
+    run("mount", "-t", "tmpfs", "tmpfs", home)
+    with pytest.raises(tazpod.VaultError, match="another mount covers"):
+        tazpod.lock(opened.vault)
+    run("umount", home)
+    assert tazpod.lock(opened.vault) == []
+    assert_locked_and_clean(opened)
+
+
+def test_a_part_of_an_open_vault_is_not_taken_for_it(opened: World) -> None:
+    run("umount", "-l", opened.open)
+    run("mount", "--move", opened.vault.home / ".aws", opened.open)
+    with pytest.raises(tazpod.VaultError, match="only a part"):
+        tazpod.lock(opened.vault)
+
+
+def test_who_sits_in_memory_that_was_mounted_inside_the_vault_is_named(opened: World) -> None:
+    (opened.open / "inner").mkdir()
+    run("mount", "-t", "tmpfs", "tmpfs", opened.open / "inner")
+    with subprocess.Popen(["sleep", "60"], cwd=opened.open / "inner") as sitter:
+        try:
+            (named,) = tazpod.lock(opened.vault) or ()
+        finally:
+            sitter.kill()
+    assert named.split()[0] == str(sitter.pid)
     assert_locked_and_clean(opened)

@@ -335,13 +335,35 @@ def test_what_a_new_version_of_the_project_brings_does_not_run_with_the_vault_op
     assert kept(open_place, before) == {"first": "precious"}
 
 
-def test_what_was_approved_meanwhile_counts_from_the_next_word_on(open_place: Place) -> None:
+def test_what_is_approved_meanwhile_counts_from_then_on(open_place: Place) -> None:
+    person = open_place.enter()
+    person.shell()
     edit(open_place, "hooks.pre_lock: touch /workspace/ran")
     said = open_place.reads("TAZPOD_SESSION=x tazpod save 2>&1", "tazpod")
     assert "hooks.pre_lock: not as it was approved" in said and "saved (" in said
     open_place.ok("trust")
+    assert "not as it was approved" not in open_place.reads("TAZPOD_SESSION=x tazpod save 2>&1", "tazpod")
+    assert person.leaves() == 0
+    assert (open_place.folder / "ran").exists()
+
+
+def test_another_user_of_the_host_replaces_nothing_that_was_approved(open_place: Place) -> None:
+    edit(open_place, "hooks.pre_lock: touch /workspace/ran")
+    open_place.ok("trust")
+    open_place.env["XDG_STATE_HOME"] = str(open_place.box / "state of root's")
+    open_place.ok("save")
+    del open_place.env["XDG_STATE_HOME"]
     open_place.ok("lock")
     assert (open_place.folder / "ran").exists()
+
+
+@pytest.mark.parametrize("told", ["", "{", "[]"])
+def test_where_it_is_not_known_what_was_approved_the_defaults_count(open_place: Place, told: str) -> None:
+    before = edit(open_place, STEAL)
+    open_place.reads(f"echo '{told}' > {tazpod.POD_CONFIG}")
+    assert "it is not known here what was approved" in open_place.ok("lock")
+    assert not list(open_place.folder.glob("stolen*"))
+    assert kept(open_place, before) == {"first": "precious"}
 
 
 def spoil(path: Path, how: str) -> None:
@@ -430,3 +452,42 @@ def test_the_storage_is_told_the_project_that_the_config_names(place: Place) -> 
     )
     python = f"cd {tazpod.WORKSPACE} && PYTHONPATH={tazpod.POD_TOOL} python3 -c '{script}'"
     assert place.reads(python).split() == [place.name, "some-bucket"]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_set_up_that_was_cut_off_is_done_anew_whatever_is_approved_by_then(
+    open_place: Place, torn: bool
+) -> None:
+    """The tool was put there, or a part of it, with what was approved then; the vault is open."""
+    path = open_place.folder / tazpod.CONFIG_PATH
+    before = path.read_text()
+    edit(open_place, STEAL)
+    stand_ins = open_place.box / "cut off"
+    stand_ins.mkdir()
+    engine = shutil.which(enginelib.ENGINE)
+    dies = f'[ "$1" != cp ] && exec {engine} "$@"; {engine} "$@"; kill -9 $PPID'
+    (stand_ins / enginelib.ENGINE).write_text(f"#!/bin/sh\n{dies}\n")
+    (stand_ins / enginelib.ENGINE).chmod(0o755)
+    cut_off = open_place.run("trust", PATH=f"{stand_ins}:{open_place.env['PATH']}")
+    assert cut_off.returncode == -signal.SIGKILL
+    if torn:
+        open_place.reads(f"echo 'def main(' > {tazpod.POD_TOOL}/tazpod.py", "root")
+    path.write_text(before)
+    open_place.ok("trust")
+    open_place.ok("lock")
+    assert not list(open_place.folder.glob("stolen*"))
+    assert kept(open_place, before) == {"first": "precious"}
+
+
+def test_a_guard_does_not_go_on_as_a_tool_that_cannot_start(open_place: Place) -> None:
+    person = open_place.enter()
+    (guard,) = open_place.guards()
+    tool = f"{tazpod.POD_TOOL}/tazpod.py"
+    open_place.reads(f"cp {tool} /root/whole; echo 'def main(' > {tool}", "root")
+    stamp = "import os,sys; print(os.stat(sys.argv[1]).st_atime_ns)"
+    read = open_place.reads(f"python3 -c '{stamp}' {tool}")
+    eventually(lambda: open_place.reads(f"python3 -c '{stamp}' {tool}") != read, "it has been tried")
+    assert open_place.guards() == [guard]
+    open_place.reads(f"cp /root/whole {tool}", "root")
+    person.kill(signal.SIGKILL)
+    eventually(open_place.is_shut, "it is locked")

@@ -77,6 +77,24 @@ def test_a_setting_that_an_older_tool_did_not_know_had_its_default():
     assert names(replace(DEFAULT, docker_args=("--privileged",)), approved) == ["docker.args"]
 
 
+@pytest.mark.parametrize(
+    "kept, asked, shown",
+    [
+        ("", "aws_sso: {region: eu-central-1}", 'aws_sso: names no storage -> names "tazlab-storage"'),
+        ("aws_sso: {region: eu-central-1}", "", 'aws_sso: names "tazlab-storage" -> names no storage'),
+        ("aws_sso: {region: eu-central-1}", "aws_sso: {bucket: tazlab-storage}", ""),
+    ],
+)
+def test_whether_a_storage_is_named_is_approved_whatever_its_values(kept, asked, shown, project):
+    """By nothing but the default of a key, the vault would be sent to a bucket, or no longer."""
+    approve(project, kept)
+    (project / tazpod.CONFIG_PATH).write_text(asked)
+    assert run_cli("trust", "--show").stdout.strip() == shown
+    assert run_cli("trust").returncode == 0
+    assert tazpod.the_project().aws_named == bool(asked)
+    assert run_cli("trust", "--show").stdout == ""
+
+
 def test_both_values_are_shown_and_none_can_write_to_the_terminal():
     config = replace(DEFAULT, post_up="a\x1b[2J\nb\u202e", context="../private", env=(("A", None),))
     shown = {name: (old, new) for name, old, new in tazpod.changes_between(config, {})}
@@ -330,6 +348,20 @@ def test_a_dockerfile_that_was_not_approved_is_not_built(project, docker):
     assert run_cli("build").returncode == 0
     path.write_text("FROM worse\n")
     assert run_cli("build").returncode == 2
+
+
+def test_a_yes_to_a_dockerfile_brings_nothing_back_that_was_revoked_meanwhile(project, monkeypatch):
+    approve(project, "docker: {args: [--privileged]}")
+    (project / tazpod.DOCKERFILE_PATH).write_text("FROM other\n")
+    config = tazpod.the_project()
+
+    def answer(*_):  # the person, who takes their time
+        (project / tazpod.CONFIG_PATH).write_text("")
+        assert run_cli("trust").returncode == 0
+
+    monkeypatch.setattr(tazpod, "ask_approval", answer)
+    tazpod.approved_dockerfile(config)
+    assert tazpod.read_approval(project).settings["docker.args"] == []
 
 
 def test_a_context_that_becomes_a_link_while_the_question_is_asked_is_refused(project, tmp_path):

@@ -239,6 +239,14 @@ class Podman(Engine):
             state["Status"] = "exited"
         return state
 
+    def kill(self) -> None:
+        """Podman takes a conmon for a living one for as long as nobody has reaped it."""
+        killed = self.processes()
+        super().kill()
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}").exists() for pid in killed) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def processes(self) -> list[int]:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
