@@ -350,6 +350,7 @@ def test_what_is_approved_meanwhile_counts_from_then_on(open_place: Place) -> No
 def test_another_user_of_the_host_replaces_nothing_that_was_approved(open_place: Place) -> None:
     edit(open_place, "hooks.pre_lock: touch /workspace/ran")
     open_place.ok("trust")
+    open_place.ok("save")
     open_place.env["XDG_STATE_HOME"] = str(open_place.box / "state of root's")
     open_place.ok("save")
     del open_place.env["XDG_STATE_HOME"]
