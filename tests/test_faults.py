@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import random
 import shutil
@@ -1356,3 +1357,26 @@ def test_who_sits_in_memory_that_was_mounted_inside_the_vault_is_named(opened: W
             sitter.kill()
     assert named.split()[0] == str(sitter.pid)
     assert_locked_and_clean(opened)
+
+
+def test_on_a_read_only_disk_a_session_that_is_dead_locks_no_vault_that_is_opened_later(
+    opened: World,
+) -> None:
+    """Its lease cannot be taken away there, so the guard finds it again at each look."""
+    folder = opened.root / "run"
+    folder.mkdir()
+    lease = folder / f"0123456789abcdef.{tazpod.LEASE}"
+    lease.touch()
+    run("mount", "--bind", folder, folder)
+    run("mount", "-o", "remount,ro,bind", folder)
+    config = tazpod.Config(opened.root, "blue-lab", sync_interval=0)
+    watch = tazpod.Watch(0)
+    log = logging.getLogger("a guard of the tests")
+    with pytest.raises(tazpod.MissingProgram):  # it would start a lock
+        tazpod.look_after(config, opened.vault, folder, watch, log)
+    tazpod.lock(opened.vault)
+    tazpod.look_after(config, opened.vault, folder, watch, log)
+    opened.unlock()
+    tazpod.look_after(config, opened.vault, folder, watch, log)
+    assert watch.lock.process is None
+    assert lease.exists()
