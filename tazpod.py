@@ -6287,6 +6287,21 @@ def aws_config_file() -> Path:
     return Path(os.environ.get("AWS_CONFIG_FILE") or POD_AWS_CONFIG)
 
 
+def kind_of_section(section: str) -> str | None:
+    """What a section of a file of settings for aws is of, by its first word; None for one that misleads.
+
+    aws takes whatever begins with `profile` or `sso-session`, and has two words, for one of these.
+    """
+    try:
+        kind, *rest = shlex.split(section)
+    except ValueError:  # a quote that never ends, or nothing at all
+        return None
+    for known in ("profile", "sso-session", "services"):
+        if kind.startswith(known) and (kind != known or len(rest) != 1):
+            return None
+    return kind
+
+
 def checked_settings(path: Path) -> bytes:
     """What a file of settings for aws says, after each setting was found to be one of AWS_SETTINGS."""
     import configparser
@@ -6303,7 +6318,12 @@ def checked_settings(path: Path) -> bytes:
     except (configparser.Error, UnicodeDecodeError):
         raise StorageError(f"{path}: is not a file of settings for aws", "mend it") from None
     for section in parser.sections():
-        kind = section.partition(" ")[0]
+        kind = kind_of_section(section)
+        if kind is None:
+            raise StorageError(
+                f"{path}: [{section}]: nobody but aws reads that as a profile, or as a session of a login",
+                f"name it as they are named: [profile NAME], [sso-session NAME]; or take it out of {path}",
+            )
         for name in parser[section]:
             if kind in ("plugins", "services") or name not in AWS_SETTINGS:
                 raise StorageError(
@@ -6522,9 +6542,10 @@ def parse_remote(answer: Mapping[str, Any]) -> Remote:
     etag = answered(answer, "ETag", ETAG)
     size = answered_size(answer, "ContentLength")
     modified = answered(answer, "LastModified", MOMENT)
-    metadata = answer.get("Metadata")
-    if not isinstance(metadata, dict):
-        metadata = {}
+    told = answer.get("Metadata")
+    metadata = {}
+    if isinstance(told, dict):  # a proxy on the way may write the names of headers with capitals
+        metadata = {name.lower(): value for name, value in told.items()}
     digest = str(metadata.get("content-sha256", ""))
     if not re.fullmatch(DIGEST, digest):
         digest = ""
@@ -6592,8 +6613,12 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
         metadata += f",tazpod-project={storage.project}"
     words = ("--key", storage.latest, "--body", str(path), "--metadata", metadata)
     condition = ("--if-none-match", "*")
+    sent = True
     if base:
-        condition = ("--if-match", base.etag)
+        condition = (
+            "--if-match",
+            base.etag.removeprefix("W/"),
+        )  # a weak one matches nothing (RFC 9110, 8.8.3.2)
     try:
         s3(storage, "put-object", *words, *condition)
     except StorageError as error:
@@ -6604,9 +6629,16 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
             s3(storage, "put-object", *words)
         elif error.code not in (*CONFLICT_CODES, *ABSENT_CODES) or error.code == "NoSuchBucket":
             raise
+        else:
+            sent = False
     if OPTIONS.dry_run:
         return Remote("", 0, digest, push_id, "")
     now = head(storage)
+    if sent and now and not now.push:
+        raise StorageError(
+            f"storage {storage.bucket}: the vault was sent, but what lies there has no mark of who sent it",
+            "does something on the way change metadata? tazpod verify --remote reads what lies there",
+        )
     if now is None or now.push != push_id:
         return None
     if now.size != path.stat().st_size:
@@ -6665,25 +6697,27 @@ def history_key(storage: Storage, modified: str, etag: str, taken: Mapping[str, 
     return key
 
 
-def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
-    """Keep the present object as a version, whatever `retention` says, and of those before it the newest.
+def copy_to_history(storage: Storage, remote: Remote, retention: int) -> list[str] | None:
+    """Keep the present object as a version, whatever `retention` says; the keys of those that may go then.
 
-    False when it is not the present object any more.
+    None when it is not the present object any more.
     """
     taken = {key: version.etag for key, version in list_history(storage).items()}
     key = history_key(storage, remote.modified, remote.etag, taken)
     if key not in taken:
         source = ("--copy-source", f"{storage.bucket}/{storage.latest}")
-        unchanged = ("--copy-source-if-match", remote.etag)
+        unchanged = ("--copy-source-if-match", remote.etag.removeprefix("W/"))
         try:
             answer = s3(storage, "copy-object", *source, *unchanged, "--key", key)
         except StorageError as error:
             if error.code in (*CONFLICT_CODES, *ABSENT_CODES):
-                return False
+                return None
             raise
         copied = answer.get("CopyObjectResult")
         etag = copied.get("ETag") if isinstance(copied, dict) else None
-        confirmed = isinstance(etag, str) and re.fullmatch(r'"?[0-9A-Za-z-]+"?', etag)  # some give no quotes
+        confirmed = isinstance(etag, str) and re.fullmatch(
+            r'(W/)?"?[0-9A-Za-z-]+"?', etag
+        )  # some give no quotes
         if not confirmed and not OPTIONS.dry_run:
             raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
     later = {name for name in taken if version_order(name) > version_order(key)}
@@ -6693,12 +6727,20 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> bool:
             " not taken for versions"
         )
     before = sorted({*taken} - {key, *later}, key=version_order)
-    old = before[: max(0, len(before) + 1 - retention)][:PRUNED_AT_ONCE]
-    if old:
-        objects = json.dumps({"Objects": [{"Key": name} for name in old], "Quiet": True})
+    return before[: max(0, len(before) + 1 - retention)][:PRUNED_AT_ONCE]
+
+
+def delete_versions(storage: Storage, keys: Sequence[str], retention: int) -> None:
+    """Take versions out of the history of the storage, those that are older than the newest `retention`."""
+    if not keys:
+        return
+    objects = json.dumps({"Objects": [{"Key": name} for name in keys], "Quiet": True})
+    what = f"storage {storage.bucket}: versions older than the newest {retention} could not be deleted"
+    try:
         if s3(storage, "delete-objects", "--delete", objects).get("Errors"):
-            warn(f"storage {storage.bucket}: versions older than the newest {retention} could not be deleted")
-    return True
+            warn(what)
+    except StorageError as error:  # the push is done all the same
+        warn(f"{what}: {error}")
 
 
 PROBE = ("--key", "tazpod/probe")
@@ -7150,7 +7192,7 @@ def compare_sides(sealed: str, base: Mapping[str, str], remote: Remote | None) -
     if remote.digest == sealed:
         return "in sync"
     changed_here = sealed != base.get("digest", "")
-    changed_there = not is_last_synced(base, remote)
+    changed_there = not (is_last_synced(base, remote) or is_own_push(base, remote))
     if changed_there and remote.digest in base.get("past", "").split():
         return "older"
     if changed_here and changed_there:
@@ -7250,14 +7292,21 @@ def is_last_synced(base: Mapping[str, str], remote: Remote | None) -> bool:
     The bytes count: an etag is a word of the storage's.  Only of what says nothing of its bytes, as
     other tools leave it there, the etag has to do until it is fetched.
     """
-    if remote is None or remote.etag != base.get("etag"):
-        return etag_of(remote) == base.get("etag", "")
-    return remote.digest in ("", base.get("digest"))
+    if remote is None:
+        return not base.get("etag")
+    if remote.digest:
+        return remote.digest == base.get("digest")
+    return remote.etag == base.get("etag")
+
+
+def is_own_push(base: Mapping[str, str], remote: Remote) -> bool:
+    """Whether an object is that of our last push, whose answer was lost."""
+    return bool(remote.push) and remote.push == base.get("pushing")
 
 
 def gone_back(vault: Vault, base: Mapping[str, str], remote: Remote) -> str:
     """What shows that the storage does not hold the newest that it had; '' for nothing."""
-    if is_last_synced(base, remote):
+    if is_last_synced(base, remote) or is_own_push(base, remote):
         return ""
     if remote.digest in base.get("past", "").split() or is_version(vault, remote.digest):
         return "holds an older version, which was replaced before"
@@ -7321,7 +7370,7 @@ def push(config: Config, vault: Vault, *, force: bool = False) -> bool:
                 synced(vault, config, now.etag, digest)
                 return True
             reason = "another machine pushed at the same time, or the storage did not keep what was sent"
-        write_base(vault, config, **{**base, "conflict": digest})
+        write_base(vault, config, **{**base_of(vault, config), "conflict": digest})
         raise conflict(reason)
 
 
@@ -7346,8 +7395,8 @@ def why_not_replaced(vault: Vault, storage: Storage, base: Mapping[str, str], pr
         return ""
     if present is None:
         return f"{storage.bucket} held a vault at the last sync and holds none now"
-    if present.push and present.push == base.get("pushing"):
-        return ""  # our own push, whose answer was lost
+    if is_own_push(base, present):
+        return ""
     what = gone_back(vault, base, present) or "holds a vault that this machine has not seen"
     return f"{storage.bucket} {what}"
 
@@ -7357,21 +7406,34 @@ def replace_remote(
 ) -> Remote | None:
     """Put a sealed file in the place of the present object, which the history keeps; None as `upload`."""
     storage = storage_of(config, vault)
-    if present and not copy_to_history(storage, present, config.vault_retention):
-        return None
+    old: list[str] = []
+    if present:
+        kept = copy_to_history(storage, present, config.vault_retention)
+        if kept is None:
+            return None
+        old = kept
     push_id = random_hex(16)
-    write_base(vault, config, **{**base_of(vault, config), "pushing": push_id})
-    return upload(storage, snapshot, digest, present, push_id)
+    base = base_of(vault, config)
+    # Should the answer be lost, this version is known as an old one all the same.
+    past = list(dict.fromkeys([digest, *base.get("past", "").split()]))[:PAST_LIMIT]
+    write_base(vault, config, **{**base, "past": " ".join(past), "pushing": push_id})
+    now = upload(storage, snapshot, digest, present, push_id)
+    if now:  # a push that fails, again and again perhaps, takes nothing away
+        delete_versions(storage, old, config.vault_retention)
+    return now
 
 
-def refuse_older(vault: Vault, config: Config, remote: Remote) -> None:
-    """Raise when the storage has gone back to an older version, unless a person wants that one."""
+def refuse_older(vault: Vault, config: Config, remote: Remote, force: bool) -> None:
+    """Raise when the storage has gone back to an older version.
+
+    A person may want that one, and says so on being asked, or before with `force`, which is told as well.
+    """
     found = gone_back(vault, base_of(vault, config), remote)
     if not found:
         return
     what = f"{config.aws_bucket} {found} ({remote.modified})"
     say(what)
-    if not confirm("Take it all the same?"):
+    if not force and not confirm("Take it all the same?"):
         raise StorageError(
             f"{what}; it was not taken",
             "tazpod pull --force takes it; tazpod push --force puts this one in its place",
@@ -7388,22 +7450,24 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
         remote = download(storage, incoming, storage.latest)
         if remote is None:
             return None
+        mine = sealed_digest(vault)
+        if mine != remote.digest and not (keep_mine and mine):
+            refuse_older(vault, config, remote, force)  # nothing is locked: who is asked may never answer
         if not force:
             refuse_another_project(storage, base_of(vault, config), remote, "pull")
-        if not force and not keep_mine and sealed_digest(vault) != remote.digest:
-            refuse_older(vault, config, remote)  # the vault is not locked: whoever is asked may not answer
         with exclusive(vault):
             mine = sealed_digest(vault)
             if mine == remote.digest:
                 synced(vault, config, remote.etag, remote.digest)
                 return False
+            keep_mine = keep_mine and bool(mine)
             unpushed = bool(mine) and mine != base_of(vault, config).get("digest")
             if unpushed and not force and not keep_mine:
                 raise conflict("what was sealed here was never pushed, and the storage holds another vault")
             if not keep_mine and is_open(vault):
                 raise VaultError("the vault is open, and the storage holds another", "tazpod lock, then pull")
             set_mode(incoming, 0o600)
-            if keep_mine and mine:
+            if keep_mine:
                 add_version(vault, incoming)
             else:
                 keep_version(vault)
@@ -8981,7 +9045,8 @@ def pull_vault(args: argparse.Namespace, config: Config) -> int:
     """Bring the vault from the storage."""
     vault = pod_vault(config)
     named_storage(config, vault)
-    done = pull(config, vault, keep_mine=args.keep_mine, force=args.force)
+    keep_mine = args.keep_mine and has_sealed(vault)
+    done = pull(config, vault, keep_mine=keep_mine, force=args.force)
     if done is None:
         if not base_of(vault, config).get("digest"):
             synced(vault, config, "", "")
@@ -8989,7 +9054,7 @@ def pull_vault(args: argparse.Namespace, config: Config) -> int:
         return ABSENT
     if not done:
         say(f"{config.aws_bucket}: nothing new")
-    elif args.keep_mine:
+    elif keep_mine:
         progress(f"{config.aws_bucket}: theirs is in the history; the next push replaces it")
     else:
         progress(f"{config.aws_bucket}: pulled")
@@ -9535,7 +9600,10 @@ def remote_facts(config: Config, vault: Vault, opened: bool) -> dict[str, Any]:
                 known.update(remote_failed=True, remote_reason="there is no login", remote_hint=LOGIN_HINT)
             return known
         remote = head(storage._replace(limit=ASK_LIMIT))
-        state = compare_sides(sealed_digest(vault), base_of(vault, config), remote)
+        base = base_of(vault, config)
+        state = compare_sides(sealed_digest(vault), base, remote)
+        if remote and state in ("behind", "diverged") and gone_back(vault, base, remote):
+            state = "older"
         known.update(remote_state=state, remote_asked_at=int(time.time()), remote_reason="")
         known.update(remote_unpushed=state in ("ahead", "diverged", "older"), remote_failed=False)
     except (TazpodError, OSError) as error:

@@ -1236,9 +1236,9 @@ def test_the_calls_of_a_push_over_another_with_a_full_history(
     there = {"ETag": '"x"', "Size": 1, "LastModified": HEAD_ANSWER["LastModified"]}
     calls.will("list-objects-v2", {"Contents": [{"Key": key, **there} for key in reversed(old)]})
     calls.will("copy-object", {"CopyObjectResult": {"ETag": '"e1"'}})
-    calls.will("delete-objects")
     calls.will("put-object")
     calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
+    calls.will("delete-objects")
     assert tazpod.push(config, calls.vault) is True
     body = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
     told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push},tazpod-project=lab"]
@@ -1248,10 +1248,114 @@ def test_the_calls_of_a_push_over_another_with_a_full_history(
         ["head-object", "--key", LATEST],
         ["list-objects-v2", "--prefix", f"{HISTORY}vault-"],
         ["copy-object", *source, "--key", KEY_OF_HEAD],
-        ["delete-objects", "--delete", deleted],
         ["put-object", "--key", LATEST, "--body", body, *told, "--if-match", '"e1"'],
         ["head-object", "--key", LATEST],
+        ["delete-objects", "--delete", deleted],
     ]
+
+
+def over_another(calls: Calls, etag: str = '"e1"') -> None:
+    """Answers for a push over what was synced last, until the vault is to be sent; the history is full."""
+    tazpod.write_base(calls.vault, calls.config, etag=etag, digest="0" * 64)
+    calls.will("head-object", {**HEAD_ANSWER, "ETag": etag})
+    old = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 6)]
+    there = {"ETag": '"x"', "Size": 1, "LastModified": HEAD_ANSWER["LastModified"]}
+    calls.will("list-objects-v2", {"Contents": [{"Key": key, **there} for key in old]})
+    calls.will("copy-object", {"CopyObjectResult": {"ETag": etag}})
+
+
+def sent(calls: Calls, **metadata: str) -> None:
+    """Answers for a vault that is sent, and lies there with these metadata."""
+    calls.will("put-object")
+    calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
+
+
+MARKED = {"Content-Sha256": FIRST, "Tazpod-Push": "ab" * 16}  # as a proxy may write the names of headers
+
+
+@pytest.fixture
+def full(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    monkeypatch.setattr(tazpod, "random_hex", lambda number: "ab" * number)
+    calls.config = replace(calls.config, vault_retention=5)
+    return calls
+
+
+def test_a_push_that_fails_takes_no_version_out_of_the_history(full: Calls) -> None:
+    over_another(full)
+    full.will("put-object", error="AccessDenied")
+    with pytest.raises(tazpod.StorageError):
+        tazpod.push(full.config, full.vault)
+    assert [call[0] for call in full.made()][-2:] == ["copy-object", "put-object"]
+
+
+@pytest.mark.parametrize("error", ["NotImplemented", "MissingContentMD5", "AccessDenied"])
+def test_a_store_that_deletes_nothing_is_pushed_to_all_the_same(
+    full: Calls, error: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over_another(full)
+    sent(full, **MARKED)
+    full.will("delete-objects", error=error)
+    assert tazpod.push(full.config, full.vault) is True
+    assert "could not be deleted" in capfd.readouterr().err
+
+
+def test_a_weak_etag_is_compared_without_its_mark(full: Calls) -> None:
+    over_another(full, 'W/"e1"')
+    sent(full, **MARKED)
+    full.will("delete-objects")
+    assert tazpod.push(full.config, full.vault) is True
+    conditions = [call[call.index(word) + 1] for call in full.made() for word in call if "-if-match" in word]
+    assert conditions == ['"e1"', '"e1"']
+
+
+def test_a_vault_that_lies_there_without_its_mark_is_not_called_overtaken(full: Calls) -> None:
+    over_another(full)
+    sent(full)
+    with pytest.raises(tazpod.StorageError, match="has no mark of who sent it"):
+        tazpod.push(full.config, full.vault)
+
+
+def test_a_push_whose_answer_was_lost_is_ours_at_first_and_old_when_it_comes_back_later(full: Calls) -> None:
+    over_another(full)
+    full.will("put-object", error="InternalError")
+    with pytest.raises(tazpod.StorageError):
+        tazpod.push(full.config, full.vault)
+    lost = tazpod.parse_remote({**HEAD_ANSWER, "ETag": '"e2"', "Metadata": MARKED})
+    base = tazpod.base_of(full.vault, full.config)
+    assert tazpod.gone_back(full.vault, base, lost) == ""
+    assert tazpod.compare_sides(FIRST, base, lost) == "in sync"
+    assert tazpod.compare_sides("1" * 64, base, lost) == "ahead"
+    tazpod.synced(full.vault, full.config, '"e3"', "1" * 64)
+    base = tazpod.base_of(full.vault, full.config)
+    assert tazpod.gone_back(full.vault, base, lost) == "holds an older version, which was replaced before"
+    assert tazpod.compare_sides("1" * 64, base, lost) == "older"
+
+
+def test_the_vault_of_the_last_sync_is_that_under_any_etag(full: Calls) -> None:
+    tazpod.write_base(full.vault, full.config, etag='"e1"', digest=FIRST)
+    tazpod.add_version(full.vault, full.vault.sealed)
+    again = tazpod.parse_remote({**HEAD_ANSWER, "ETag": '"e9"', "Metadata": MARKED})
+    base = tazpod.base_of(full.vault, full.config)
+    assert tazpod.gone_back(full.vault, base, again) == ""
+    assert tazpod.compare_sides("1" * 64, base, again) == "ahead"
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["profile-old lab", "profiles lab", "sso-session2 lab", "services2 x", "profile a b", "profile", "'"],
+)
+def test_a_section_that_aws_alone_takes_for_a_profile_is_refused(section: str, tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text(f"[profile lab]\nregion = eu-central-1\n[{section}]\nsso_account_id = 666666666666\n")
+    with pytest.raises(tazpod.StorageError, match="nobody but aws reads that"):
+        tazpod.checked_settings(path)
+
+
+@pytest.mark.parametrize("section", ["default", "profile lab", "sso-session lab", "lab", "profile 'a b'"])
+def test_a_section_of_the_usual_kind_is_not(section: str, tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text(f"[{section}]\nregion = eu-central-1\n")
+    assert tazpod.checked_settings(path) == path.read_bytes()
 
 
 def test_the_call_of_a_pull(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
