@@ -1575,11 +1575,11 @@ def parse_config(text: str, project: Path) -> tuple[Config, list[str]]:
             unknown.append((place, name))
             continue
         key = KEYS[name]
-        if node.value == "" and Config._field_defaults.get(key.field) == "":
-            continue  # `hooks.pre_lock: ""`, say
         try:
             values[key.field] = READERS[key.kind](key, node)
         except ValueError as error:
+            if node.value == "" and Config._field_defaults.get(key.field) == "":
+                continue  # a default that is written out: `hooks.pre_lock: ""`, say
             raise UsageError(f"{place}: {name}: {error}") from None
     warnings = list(twice.values())
     warnings += [f"{place}: {_unknown(name)}" for place, name in unknown[:UNKNOWN_TOLD]]
