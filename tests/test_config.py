@@ -463,7 +463,7 @@ def test_a_config_that_nobody_can_have_written_is_refused_at_once(project):
         load_config(project)
 
 
-@pytest.mark.parametrize("name", ["hooks.pre_lock", "hooks.post_up", "aws_sso.start_url"])
+@pytest.mark.parametrize("name", ["hooks.pre_lock", "hooks.post_up"])
 def test_a_default_that_is_empty_can_be_written_out(name):
     assert parsed(yaml_for(name, "")) == DEFAULT
 
