@@ -193,15 +193,15 @@ class Place:
             self.configure(line)
         return self
 
-    def configure(self, line: str) -> None:
-        """Set `section.key: value` in config.yaml."""
+    def configure(self, line: str) -> str:
+        """Set `section.key: value` in config.yaml; what `trust` says, which fits a container that runs."""
         path = self.folder / tazpod.CONFIG_PATH
         key, _, value = line.partition(": ")
         section, _, leaf = key.rpartition(".")
         config = yaml.safe_load(path.read_text())
         (config.setdefault(section, {}) if section else config)[leaf] = yaml.safe_load(value)
         path.write_text(yaml.safe_dump(config))
-        self.ok("trust")
+        return self.ok("trust")
 
     def run(
         self,

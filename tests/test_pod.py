@@ -89,8 +89,8 @@ def test_identity_is_linked_into_the_project_and_overwrites_nothing(pod: Place) 
         "cd; rm .pi .omp .gemini .opencode; echo own > .pi; mkdir -p .omp/own;"
         "ln -s /own .gemini; ln -s /own .opencode"
     )
-    pod.configure("identity: [.pi, .omp, .gemini, .claude, .config/tool, my tool, .config/gh, .aws]")
-    said = [line for line in pod.ok("up").splitlines() if "warning" in line]
+    told = pod.configure("identity: [.pi, .omp, .gemini, .claude, .config/tool, my tool, .config/gh, .aws]")
+    said = [line for line in told.splitlines() if "warning" in line]
     assert len(said) == 1
     assert "~/.pi, ~/.omp, ~/.gemini: there already" in said[0]
     assert pod.reads("cd; cat .pi; ls .omp; readlink .gemini .opencode; ls -d .codex .aws/ || true") == (
@@ -376,10 +376,8 @@ def test_a_file_or_folder_that_is_there_is_moved_on_request_and_nothing_is_lost(
     envelope = pod.folder / ".tazpod"
     pod.reads("cd; echo login > .netrc; chmod 600 .netrc; mkdir -p .kept/deep; echo state > .kept/deep/state")
     (envelope / ".rc").write_text("theirs\n")
-    pod.configure("identity: [.netrc, .kept, .rc]")
-    assert "~/.netrc, ~/.kept: there already, on the container's disk; into .tazpod/ by: tazpod adopt" in (
-        pod.ok("up")
-    )
+    told = pod.configure("identity: [.netrc, .kept, .rc]")
+    assert "~/.netrc, ~/.kept: there already, on the container's disk; into .tazpod/ by: tazpod adopt" in told
     assert not (envelope / ".netrc").exists() and pod.reads("cat ~/.rc") == "theirs"
     (envelope / ".kept/deep").mkdir()
     refused = pod.run("adopt", ".kept")
