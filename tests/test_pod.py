@@ -130,7 +130,7 @@ def test_a_lock_destroys_what_other_mount_namespaces_and_open_files_show(pod: Pl
         eventually(lambda name=name: pod.inside(f"test -e /tmp/{name}.ready").returncode == 0, "it is ready")
     said = pod.ok("lock")
     assert "the vault is locked" in said
-    assert "still in the vault when it was locked: " in said and said.count("(bash)") == len(kinds)
+    assert "still in the vault when it was locked: " in said and said.count("(bash)") >= len(kinds)
     for name in kinds:
         pod.reads(f"touch /tmp/{name}.go")
         eventually(lambda name=name: pod.inside(f"test -e /tmp/{name}.done").returncode == 0, "it has read")
