@@ -1633,7 +1633,7 @@ def project_state(project: Path) -> Path:
     return state_folder() / "by-project" / name[-200:]
 
 
-CONFIG_LIMIT = 64 << 10  # bytes of config.yaml, which takes a second to read then
+CONFIG_LIMIT = 64 << 10  # bytes of config.yaml: to read so many takes a second
 
 
 def config_text(project: Path, owners: Collection[int] = ()) -> str:
@@ -3852,10 +3852,8 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         refuse_exchanged_mounts(made, container, before)
         if not is_installed(made, container):
             prove_shared(made, container, before is None)
-            if container.id in read_records(
-                made.project
-            ):  # should this be cut off, what is there is not known
-                remember_container(made, container, fitted=None)
+            if container.id in read_records(made.project):
+                remember_container(made, container, fitted=None)  # should this be cut off, nobody knows
             copy_tool(made)
             set_up_from_host(made, container)
         if config.post_up and not (before and before.in_memory):
@@ -5087,9 +5085,7 @@ def empty_file(path: Path, device: int, flags: int = 0) -> bool:
         info = os.fstat(seen)
         if info.st_dev != device:
             return True
-        with contextlib.suppress(OSError):
-            for name in os.listxattr(same):
-                os.removexattr(same, name)
+        remove_attributes(same)
         if stat.S_ISREG(info.st_mode) and info.st_size:
             with contextlib.suppress(OSError):
                 make_changeable(same)
@@ -5101,6 +5097,16 @@ def empty_file(path: Path, device: int, flags: int = 0) -> bool:
         return False
     finally:
         os.close(seen)
+
+
+def remove_attributes(path: str) -> None:
+    """Take the extended attributes from a file or folder, but for those that the kernel keeps for itself."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listxattr(path)
+    for name in names:
+        with contextlib.suppress(OSError):
+            os.removexattr(path, name)
 
 
 def make_changeable(path: str) -> None:
@@ -6290,16 +6296,15 @@ def aws_config_file() -> Path:
 def kind_of_section(section: str) -> str | None:
     """What a section of a file of settings for aws is of, by its first word; None for one that misleads.
 
-    aws takes whatever begins with `profile` or `sso-session`, and has two words, for one of these.
+    Of two words, aws takes the first for `profile`, say, when it only begins so.
     """
-    try:
-        kind, *rest = shlex.split(section)
-    except ValueError:  # a quote that never ends, or nothing at all
-        return None
+    words = [""]
+    with contextlib.suppress(ValueError):  # a quote that never ends: aws passes over it
+        words = shlex.split(section) or words
     for known in ("profile", "sso-session", "services"):
-        if kind.startswith(known) and (kind != known or len(rest) != 1):
+        if len(words) == 2 and words[0].startswith(known) and words[0] != known:
             return None
-    return kind
+    return words[0]
 
 
 def checked_settings(path: Path) -> bytes:
@@ -6615,10 +6620,7 @@ def upload(storage: Storage, path: Path, digest: str, base: Remote | None, push_
     condition = ("--if-none-match", "*")
     sent = True
     if base:
-        condition = (
-            "--if-match",
-            base.etag.removeprefix("W/"),
-        )  # a weak one matches nothing (RFC 9110, 8.8.3.2)
+        condition = ("--if-match", base.etag.removeprefix("W/"))  # a weak one matches none (RFC 9110, 13.1.1)
     try:
         s3(storage, "put-object", *words, *condition)
     except StorageError as error:
@@ -6715,9 +6717,8 @@ def copy_to_history(storage: Storage, remote: Remote, retention: int) -> list[st
             raise
         copied = answer.get("CopyObjectResult")
         etag = copied.get("ETag") if isinstance(copied, dict) else None
-        confirmed = isinstance(etag, str) and re.fullmatch(
-            r'(W/)?"?[0-9A-Za-z-]+"?', etag
-        )  # some give no quotes
+        some_form = r'(W/)?"?[0-9A-Za-z-]+"?'  # some give no quotes
+        confirmed = isinstance(etag, str) and re.fullmatch(some_form, etag)
         if not confirmed and not OPTIONS.dry_run:
             raise StorageError(f"storage {storage.bucket}: the copy to the history was not confirmed")
     later = {name for name in taken if version_order(name) > version_order(key)}
