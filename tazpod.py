@@ -5102,8 +5102,6 @@ def empty_file(path: Path, device: int, flags: int = 0) -> bool:
 def remove_attributes(path: str) -> None:
     """Take the extended attributes from a file or folder, but for those that the kernel keeps for itself."""
     names: list[str] = []
-    if OPTIONS.dry_run:
-        return
     with contextlib.suppress(OSError):
         names = os.listxattr(path)
     for name in names:

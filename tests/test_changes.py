@@ -42,6 +42,7 @@ WITHOUT = {
     "open_regular": None,  # opens what is there; who does so to write is below
     "nowhere": {"create_file", "open_sealed_file"},  # a device or memory
     "make_changeable": {"empty_file"},
+    "remove_attributes": {"empty_file"},
     "guard": {"cmd_guard"},
     "aws_environment": None,  # a folder of its own in RAM, for a call that only looks as well
     "show_caches": {"aws_environment"},
