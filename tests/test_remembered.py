@@ -486,10 +486,9 @@ def test_a_guard_does_not_go_on_as_a_tool_that_cannot_start(open_place: Place) -
     person = open_place.enter()
     (guard,) = open_place.guards()
     tool = f"{tazpod.POD_TOOL}/tazpod.py"
-    open_place.reads(f"cp {tool} /root/whole; echo 'def main(' > {tool}", "root")
-    stamp = "import os,sys; print(os.stat(sys.argv[1]).st_atime_ns)"
-    read = open_place.reads(f"python3 -c '{stamp}' {tool}")
-    eventually(lambda: open_place.reads(f"python3 -c '{stamp}' {tool}") != read, "it has been tried")
+    broken = 'open("/tmp/tried", "w")\nraise SystemExit(1)'
+    open_place.reads(f"cp {tool} /root/whole; echo '{broken}' > {tool}", "root")
+    eventually(lambda: open_place.reads("ls /tmp/tried || :"), "it has been tried")
     assert open_place.guards() == [guard]
     open_place.reads(f"cp /root/whole {tool}", "root")
     person.kill(signal.SIGKILL)
