@@ -552,6 +552,11 @@ def brief(text: str) -> str:
     return re.sub(f"{BLANK}+", " ", text)[:TOLD_LIMIT]
 
 
+def with_spaces(text: str) -> str:
+    """A value of others as a whole, in which no run of spaces fills a row: each second one is written out."""
+    return text.replace("  ", " \\u0020")
+
+
 def quoted(*words: str) -> str:
     """Words as a shell takes them.
 
@@ -2348,7 +2353,7 @@ def changes_between(config: Config, approved: Mapping[str, Any]) -> list[Change]
         new = getattr(config, KEYS[name].field)
         if KEYS[name].kind is dict:
             new = dict(new)
-        shown = json.dumps(new).replace("  ", " \\u0020")  # shown whole, so not `brief`
+        shown = with_spaces(json.dumps(new))  # shown whole, so not `brief`
         if name.startswith("build.") and not _is_below(os.path.normpath(project / new), str(project)):
             shown += " (outside the project)"
         changes.append(Change(name, json.dumps(old), shown))
@@ -3853,7 +3858,7 @@ def ensure_up(config: Config, *, tell: bool = False) -> tuple[Config, Container]
         if not is_installed(made, container):
             prove_shared(made, container, before is None)
             if container.id in read_records(made.project):
-                remember_container(made, container, fitted=None)  # should this be cut off, nobody knows
+                remember_container(made, container, fitted=None)  # until it is done: it may be cut off
             copy_tool(made)
             set_up_from_host(made, container)
         if config.post_up and not (before and before.in_memory):
@@ -4716,9 +4721,9 @@ def shared_around(*places: Path) -> list[str]:
     table = mount_table()
     for place in places:
         around = [mount for mount in table if _is_below(str(place.parent), mount.point)]
-        for mount in sorted(around, key=lambda mount: len(mount.point))[-1:]:
-            if mount.shared:
-                found[mount.point] = True
+        around.sort(key=lambda mount: len(mount.point))  # of several at one point, the topmost stays the last
+        if around and around[-1].shared:
+            found[around[-1].point] = True
     return list(found)
 
 
@@ -4730,8 +4735,10 @@ def move_mount(source: Path, target: Path, *more: Sequence[str]) -> bool:
     """
     move = ["mount", "--move", str(source), str(target)]
     result = change_mounts(move, *more)
-    shared = shared_around(source, target)
-    if mounted_at(source) is not None and shared:
+    shared = []
+    if mounted_at(source) is not None:
+        shared = shared_around(source, target)
+    if shared:
         change_mounts(*(["mount", "--make-private", place] for place in shared))
         try:
             result = change_mounts(move, *more)
@@ -4766,16 +4773,19 @@ def set_aside(vault: Vault) -> bool:
     return frozen
 
 
+def elsewhere(vault: Vault, mount: Mount) -> list[str]:
+    """Every other place where the memory of a vault is mounted that was set aside, the latest first."""
+    return [place for place in mounts_of(mount.device) if place != str(vault.transit)]
+
+
 def shut_off(vault: Vault) -> dict[int, str]:
     """Leave no path of a session to a vault that was set aside: the processes that can write to it still."""
     mount = mounted_at(vault.transit)
     if mount is None:
         return {}
-    for place in mounts_of(mount.device):
-        if place != str(vault.transit):
-            unmount(Path(place))
-    device = mount.number
-    return {**scan_holders(device), **scan_namespaces(mount.device)}
+    for place in elsewhere(vault, mount):
+        unmount(Path(place))
+    return holders_of(mount)
 
 
 def put_back(vault: Vault) -> None:
@@ -4801,9 +4811,10 @@ def destroy_transit(vault: Vault) -> list[str]:
         if mount.kind != "tmpfs":
             raise VaultError(f"{vault.transit}: a {mount.kind} is mounted there")
         device = mount.number
-        holders.update({**scan_holders(device), **scan_namespaces(mount.device)})
-        for inner in memory_inside(vault.transit):
-            holders.update(scan_holders(inner))
+        holders.update(holders_of(mount))
+        for inner in mounts_inside(vault.transit):
+            if inner.kind == "tmpfs":  # somebody's own, which is not ours to empty
+                holders.update(scan_holders(inner.number))
         if holders or not erase_and_unmount(vault, mount):
             holders.update(destroy_held(vault, mount, device, holders))
         binds = [vault.home / name for name in vault.binds]
@@ -4815,18 +4826,9 @@ def destroy_transit(vault: Vault) -> list[str]:
                 unmount(place)
 
 
-def mounts_inside(place: Path) -> list[str]:
+def mounts_inside(place: Path) -> list[Mount]:
     """What is mounted below a place, the latest first: it hides what lies under it."""
-    return [mount.point for mount in reversed(mount_table()) if mount.point.startswith(f"{place}/")]
-
-
-def memory_inside(place: Path) -> list[int]:
-    """The devices of the memory that somebody has mounted below a place; it is not ours to empty."""
-    found = []
-    for mount in mount_table():
-        if mount.kind == "tmpfs" and mount.point.startswith(f"{place}/"):
-            found.append(mount.number)
-    return found
+    return [mount for mount in reversed(mount_table()) if mount.point.startswith(f"{place}/")]
 
 
 def erase_argvs(place: Path) -> list[list[str]]:
@@ -4861,8 +4863,8 @@ def destroy_argvs(place: Path, inside: Sequence[str], others: Sequence[str]) -> 
 def erase_and_unmount(vault: Vault, mount: Mount) -> bool:
     """Destroy what nobody holds, all in one call; False when something was in the way."""
     place = vault.transit
-    inside = mounts_inside(place)
-    others = [other for other in mounts_of(mount.device) if other not in (str(place), *inside)]
+    inside = [inner.point for inner in mounts_inside(place)]
+    others = [other for other in elsewhere(vault, mount) if other not in inside]
     before = len(mounts_at(place))
     change_mounts(*destroy_argvs(place, inside, others))
     return len(mounts_at(place)) < before
@@ -4871,8 +4873,8 @@ def erase_and_unmount(vault: Vault, mount: Mount) -> bool:
 def destroy_held(vault: Vault, mount: Mount, device: int, found: Mapping[int, str]) -> dict[int, str]:
     """Destroy what somebody holds, `found` among them, and take it away under them; who they were."""
     place = vault.transit
-    others = [other for other in mounts_of(mount.device) if other != str(place)]
-    for other in dict.fromkeys((*mounts_inside(place), *others)):
+    inside = [inner.point for inner in mounts_inside(place)]
+    for other in dict.fromkeys((*inside, *elsewhere(vault, mount))):
         unmount(Path(other))
     change_mounts(remount_argv(place, "rw"))
     holders = {**found, **empty_held(device)}
@@ -5042,6 +5044,11 @@ def scan_holders(device: int) -> dict[int, str]:
             if held or mapped in (process / "maps").read_text(errors="replace"):
                 found[int(process.name)] = name_of(process)
     return found
+
+
+def holders_of(mount: Mount) -> dict[int, str]:
+    """The processes that have something of a mount's file system open, or in a namespace of their own."""
+    return {**scan_holders(mount.number), **scan_namespaces(mount.device)}
 
 
 def empty_held(device: int) -> dict[int, str]:
@@ -7251,15 +7258,21 @@ def base_of(vault: Vault, config: Config) -> dict[str, str]:
     return base
 
 
+def past_with(base: Mapping[str, str], newest: str, current: str = "") -> str:
+    """The digests of the syncs before, with one more and without the current one, as remote.json has them."""
+    digests = dict.fromkeys([newest, *base.get("past", "").split()])
+    for none in ("", current):
+        digests.pop(none, None)
+    return " ".join([*digests][:PAST_LIMIT])
+
+
 def synced(vault: Vault, config: Config, etag: str, digest: str) -> None:
     """Remember what this machine has seen in the storage; '' and '' for nothing."""
     base = base_of(vault, config)
     facts = {"etag": etag, "digest": digest, "time": utc(time.time())}
-    past = dict.fromkeys([base.get("digest", ""), *base.get("past", "").split()])
-    for current in ("", digest):
-        past.pop(current, None)
+    past = past_with(base, base.get("digest", ""), digest)
     if past:
-        facts["past"] = " ".join([*past][:PAST_LIMIT])
+        facts["past"] = past
     write_base(vault, config, **facts)
 
 
@@ -7407,17 +7420,15 @@ def replace_remote(
 ) -> Remote | None:
     """Put a sealed file in the place of the present object, which the history keeps; None as `upload`."""
     storage = storage_of(config, vault)
-    old: list[str] = []
+    old: list[str] | None = []
     if present:
-        kept = copy_to_history(storage, present, config.vault_retention)
-        if kept is None:
-            return None
-        old = kept
+        old = copy_to_history(storage, present, config.vault_retention)
+    if old is None:
+        return None
     push_id = random_hex(16)
     base = base_of(vault, config)
     # Should the answer be lost, this version is known as an old one all the same.
-    past = list(dict.fromkeys([digest, *base.get("past", "").split()]))[:PAST_LIMIT]
-    write_base(vault, config, **{**base, "past": " ".join(past), "pushing": push_id})
+    write_base(vault, config, **{**base, "past": past_with(base, digest), "pushing": push_id})
     now = upload(storage, snapshot, digest, present, push_id)
     if now:  # a push that fails, again and again perhaps, takes nothing away
         delete_versions(storage, old, config.vault_retention)
@@ -7452,7 +7463,8 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
         if remote is None:
             return None
         mine = sealed_digest(vault)
-        if mine != remote.digest and not (keep_mine and mine):
+        keep_mine = keep_mine and bool(mine)
+        if mine != remote.digest and not keep_mine:
             refuse_older(vault, config, remote, force)  # nothing is locked: who is asked may never answer
         if not force:
             refuse_another_project(storage, base_of(vault, config), remote, "pull")
@@ -7461,14 +7473,13 @@ def pull(config: Config, vault: Vault, *, keep_mine: bool = False, force: bool =
             if mine == remote.digest:
                 synced(vault, config, remote.etag, remote.digest)
                 return False
-            keep_mine = keep_mine and bool(mine)
             unpushed = bool(mine) and mine != base_of(vault, config).get("digest")
             if unpushed and not force and not keep_mine:
                 raise conflict("what was sealed here was never pushed, and the storage holds another vault")
             if not keep_mine and is_open(vault):
                 raise VaultError("the vault is open, and the storage holds another", "tazpod lock, then pull")
             set_mode(incoming, 0o600)
-            if keep_mine:
+            if keep_mine and mine:
                 add_version(vault, incoming)
             else:
                 keep_version(vault)
@@ -8233,7 +8244,7 @@ def request_in_pod(project: Path) -> Request:
     says may run with the vault open, or send it away.  Only what needs no approval is taken from there.
     """
     noted = noted_by_root(POD_CONFIG)
-    was_set_up = os.path.lexists(POD_CONFIG) or os.path.lexists(POD_MADE)
+    was_set_up = bool(noted) or os.path.lexists(POD_CONFIG) or os.path.lexists(POD_MADE)
     for _ in range(20):
         if noted or not was_set_up:
             break
@@ -9365,14 +9376,14 @@ def cmd_config(args: argparse.Namespace) -> int:
             origin = f"{CONFIG_PATH}:{lines[name]}"
         elif key.field == "ghost_mode" and not value:
             origin = f"{CONFIG_PATH}:{lines['ghost_mode']}"  # where older files kept it
-        shown = "; ".join(shown.splitlines()).replace("  ", " \\u0020")
+        shown = with_spaces("; ".join(shown.splitlines()))
         emit(f"{name:<20}  {origin:<24}  {shown}".rstrip())
     for name in (*config.aws_variables, *config.proxies):
         emit(f"{name:<20}  {'environment':<24}  (handed to the container by name)")
     return OK
 
 
-def tell_running_container(project: Path) -> None:
+def fit_running_container(project: Path) -> None:
     """Set a container that runs up anew: its daemon and the end of its sessions go by what it was told."""
     if not read_records(project):
         return
@@ -9408,7 +9419,7 @@ def cmd_trust(args: argparse.Namespace) -> int:
     if may_approve:
         keep_request(request, dockerfile=digest_of(dockerfile), git=git, owner=owner)
         say("approved: tazpod goes by it from now on")
-        tell_running_container(project)
+        fit_running_container(project)
     elif not changes:
         say("nothing differs from what was approved")
     return OK

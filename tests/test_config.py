@@ -682,7 +682,7 @@ def test_a_character_that_is_none_is_wrong_usage(text, name):
 
 
 @pytest.mark.parametrize("piece", ["[", "- ", "{a: "])
-@pytest.mark.parametrize("size", [8000, 60_000])
+@pytest.mark.parametrize("size", [8000, 60_000, 400_000])
 def test_a_config_nested_too_deep_is_no_crash(piece, size, tmp_path):
     (tmp_path / ".tazpod").mkdir()
     (tmp_path / tazpod.CONFIG_PATH).write_text("a: &a\n " * (piece == "[") + piece * (size // len(piece)))

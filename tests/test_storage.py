@@ -1223,44 +1223,24 @@ def test_the_calls_of_a_first_push(calls: Calls, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_the_calls_of_a_push_over_another_with_a_full_history(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+OLD = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 13)]
+MARKED = {"Content-Sha256": FIRST, "Tazpod-Push": "ab" * 16}  # as a proxy may write the names of headers
+
+
+@pytest.fixture
+def full(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """As many versions are to be kept as OLD has."""
     monkeypatch.setattr(tazpod, "random_hex", lambda number: "ab" * number)
-    push = "ab" * 16
-    metadata = {"content-sha256": FIRST, "tazpod-push": push}
-    old = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 13)]
-    config = replace(calls.config, vault_retention=12)
-    tazpod.write_base(calls.vault, config, etag='"e1"', digest="0" * 64)
-    calls.will("head-object", HEAD_ANSWER)
-    there = {"ETag": '"x"', "Size": 1, "LastModified": HEAD_ANSWER["LastModified"]}
-    calls.will("list-objects-v2", {"Contents": [{"Key": key, **there} for key in reversed(old)]})
-    calls.will("copy-object", {"CopyObjectResult": {"ETag": '"e1"'}})
-    calls.will("put-object")
-    calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
-    calls.will("delete-objects")
-    assert tazpod.push(config, calls.vault) is True
-    body = str(calls.vault.folder / ".vault.tar.aes.abababab.part")
-    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push},tazpod-project=lab"]
-    source = ["--copy-source", f"tazlab-storage/{LATEST}", "--copy-source-if-match", '"e1"']
-    deleted = json.dumps({"Objects": [{"Key": old[0]}], "Quiet": True})
-    assert calls.made() == [
-        ["head-object", "--key", LATEST],
-        ["list-objects-v2", "--prefix", f"{HISTORY}vault-"],
-        ["copy-object", *source, "--key", KEY_OF_HEAD],
-        ["put-object", "--key", LATEST, "--body", body, *told, "--if-match", '"e1"'],
-        ["head-object", "--key", LATEST],
-        ["delete-objects", "--delete", deleted],
-    ]
+    calls.config = replace(calls.config, vault_retention=len(OLD))
+    return calls
 
 
 def over_another(calls: Calls, etag: str = '"e1"') -> None:
     """Answers for a push over what was synced last, until the vault is to be sent; the history is full."""
     tazpod.write_base(calls.vault, calls.config, etag=etag, digest="0" * 64)
     calls.will("head-object", {**HEAD_ANSWER, "ETag": etag})
-    old = [f"{HISTORY}vault-2025{month:02}01T000000.tar.aes" for month in range(1, 6)]
     there = {"ETag": '"x"', "Size": 1, "LastModified": HEAD_ANSWER["LastModified"]}
-    calls.will("list-objects-v2", {"Contents": [{"Key": key, **there} for key in old]})
+    calls.will("list-objects-v2", {"Contents": [{"Key": key, **there} for key in reversed(OLD)]})
     calls.will("copy-object", {"CopyObjectResult": {"ETag": etag}})
 
 
@@ -1270,14 +1250,24 @@ def sent(calls: Calls, **metadata: str) -> None:
     calls.will("head-object", {**HEAD_ANSWER, "ETag": '"e2"', "Metadata": metadata})
 
 
-MARKED = {"Content-Sha256": FIRST, "Tazpod-Push": "ab" * 16}  # as a proxy may write the names of headers
-
-
-@pytest.fixture
-def full(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    monkeypatch.setattr(tazpod, "random_hex", lambda number: "ab" * number)
-    calls.config = replace(calls.config, vault_retention=5)
-    return calls
+def test_the_calls_of_a_push_over_another_with_a_full_history(full: Calls) -> None:
+    push = "ab" * 16
+    over_another(full)
+    sent(full, **{"content-sha256": FIRST, "tazpod-push": push})
+    full.will("delete-objects")
+    assert tazpod.push(full.config, full.vault) is True
+    body = str(full.vault.folder / ".vault.tar.aes.abababab.part")
+    told = ["--metadata", f"content-sha256={FIRST},tazpod-push={push},tazpod-project=lab"]
+    source = ["--copy-source", f"tazlab-storage/{LATEST}", "--copy-source-if-match", '"e1"']
+    deleted = json.dumps({"Objects": [{"Key": OLD[0]}], "Quiet": True})
+    assert full.made() == [
+        ["head-object", "--key", LATEST],
+        ["list-objects-v2", "--prefix", f"{HISTORY}vault-"],
+        ["copy-object", *source, "--key", KEY_OF_HEAD],
+        ["put-object", "--key", LATEST, "--body", body, *told, "--if-match", '"e1"'],
+        ["head-object", "--key", LATEST],
+        ["delete-objects", "--delete", deleted],
+    ]
 
 
 def test_a_push_that_fails_takes_no_version_out_of_the_history(full: Calls) -> None:

@@ -243,9 +243,9 @@ class Podman(Engine):
         """Podman takes a conmon for a living one for as long as nobody has reaped it."""
         killed = self.processes()
         super().kill()
-        deadline = time.monotonic() + 60
-        while any(Path(f"/proc/{pid}").exists() for pid in killed) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        enginelib.eventually(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in killed), "they are reaped", 60
+        )
 
     def processes(self) -> list[int]:
         found = []
